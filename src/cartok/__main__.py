@@ -1,0 +1,91 @@
+"""The command line: one verb per step. ``cartok --help`` answers without importing torch."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb and what it is for; the function of its name in ``verbs`` does it."""
+
+    name: str
+    summary: str
+
+
+VERBS = (
+    Verb("demo", "the whole way on embedded photographs, or on --data PATH, in minutes"),
+    Verb("inspect", "what a data set of pictures, or a folder of tokens, holds"),
+    Verb("recipes", "every recipe, one line each"),
+    Verb("train-tokenizer", "stage 1: pictures to a tokenizer"),
+    Verb("extract", "a tokenizer and pictures to token shards"),
+    Verb("train-prior", "stage 2: token shards to a prior"),
+    Verb("resume", "go on with a run that was stopped"),
+    Verb("sample", "a prior and its tokenizer to new pictures"),
+    Verb("score", "how far pictures are from reference pictures"),
+    Verb("report", "a page for a demo or for runs"),
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a verb; returns the exit code. A user's mistake is one line and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        from cartok import __version__
+
+        print(f"cartok {__version__}")
+        return 0
+    verb = next((verb for verb in VERBS if verb.name == arguments[0]), None)
+    if verb is None:
+        import difflib
+
+        close = difflib.get_close_matches(arguments[0], [v.name for v in VERBS], n=1, cutoff=0.4)
+        hint = f"did you mean '{close[0]}'?" if close else "see cartok --help"
+        return _refuse(f"there is no verb '{arguments[0]}'; {hint}")
+    return _run(verb, arguments[1:])
+
+
+def _run(verb: Verb, arguments: list[str]) -> int:
+    from pydantic import ValidationError
+
+    from cartok import verbs
+    from cartok.core.config import explain
+    from cartok.core.errors import UserError
+
+    action: Callable[[list[str]], None] = getattr(verbs, verb.name.replace("-", "_"))
+    try:
+        action(arguments)
+    except UserError as error:
+        return _refuse(str(error))
+    except ValidationError as error:
+        return _refuse(explain(object, error))
+    except KeyboardInterrupt:
+        return _refuse("interrupted; a run goes on with: cartok resume RUN", code=130)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
+        sys.stderr.close()
+    return 0
+
+
+def _refuse(message: str, code: int = 2) -> int:
+    print(f"cartok: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _help() -> str:
+    lines = [f"  {verb.name:<16} {verb.summary}" for verb in VERBS]
+    return "\n".join(
+        [
+            "cartok: Causally Regularized Tokenization, from pictures to new pictures.",
+            "",
+            "usage: cartok VERB [OPTIONS]; cartok VERB --help lists a verb's options",
+            "",
+            *lines,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Ground: the vocabulary and the plumbing that every stage stands on."""

@@ -1,0 +1,184 @@
+"""What is kept on disk of a model: its weights for use, its whole state for going on.
+
+Everything is safetensors and JSON. Nothing is ever unpickled, so a file from a stranger can be
+wrong but cannot run code.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cartok.core.config import dict_of
+from cartok.core.errors import UserError
+from cartok.core.files import read_json, staged, write_json
+
+# ------------------------------------------------------------------ models, for use
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model folder, read: what builds the network, its weights, and a name for both."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    extra: dict[str, Any]
+    digest: str
+
+
+def save_model(
+    folder: Path, module: nn.Module, *, kind: str, config: Any, extra: dict[str, Any] | None = None
+) -> None:
+    """Writes ``config.json`` and ``model.safetensors``, both or neither."""
+    with staged(Path(folder)) as temporary:
+        temporary.mkdir()
+        description = {"kind": kind, "config": dict_of(config), "extra": extra or {}}
+        (temporary / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+        save_file(_plain(module.state_dict()), temporary / "model.safetensors")
+
+
+def load_model(source: str | Path, *, kind: str) -> StoredModel:
+    """Reads a model folder, a run folder that holds one, or a model of the Hugging Face hub.
+
+    Raises:
+        UserError: there is no such folder, it holds another kind of model, or it is damaged.
+    """
+    folder = _model_folder(source)
+    description = read_json(folder / "config.json", f"a {kind}'s config")
+    found = description.get("kind") if isinstance(description, dict) else None
+    if found != kind:
+        raise UserError(f"{source} should hold a {kind}, but it holds {found or 'something else'}")
+    try:
+        tensors = load_file(folder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the weights of {source} cannot be read: {error}") from None
+    digest = digest_of_weights(description["config"], tensors)
+    return StoredModel(description["config"], tensors, description["extra"], digest)
+
+
+def put_tensors(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """Loads weights into a module, strictly.
+
+    Raises:
+        UserError: a tensor is missing, left over, or of another shape.
+    """
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the weights do not fit {what}: {reason}") from None
+
+
+def digest_of_weights(config: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """Sixteen hex digits that name a network with its weights."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _model_folder(source: str | Path) -> Path:
+    folder = Path(source)
+    for candidate in (folder, folder / "model"):
+        if (candidate / "model.safetensors").is_file():
+            return candidate
+    looks_like_a_hub_name = isinstance(source, str) and source.count("/") == 1
+    if folder.exists() or not looks_like_a_hub_name:
+        raise UserError(
+            f"a model is a folder with config.json and model.safetensors, but {source} "
+            + ("holds none; has its run ended?" if folder.exists() else "does not exist")
+        )
+    from huggingface_hub import snapshot_download  # 0.3 s, and only here
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["config.json", "model.safetensors"]))
+    except Exception as error:
+        raise UserError(
+            f"'{source}' is no folder here, and the hub did not give it ({type(error).__name__}); "
+            "give the path of a folder that holds config.json and model.safetensors"
+        ) from None
+
+
+# ------------------------------------------------------------------ states, for going on
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Everything a training needs to go on as if it had never stopped."""
+
+    step: int  # optimizer steps done
+    tensors: dict[str, Tensor]
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def save_state(folder: Path, state: TrainingState, *, is_best: bool = False) -> None:
+    """Writes ``step-N`` into ``folder`` and drops all older ones but the best.
+
+    A kill at any instant leaves at least one whole state.
+    """
+    folder = Path(folder)
+    name = f"step-{state.step:08d}"
+    with staged(folder / name) as temporary:
+        temporary.mkdir()
+        save_file(_plain(state.tensors), temporary / "state.safetensors")
+        write_json(temporary / "state.json", {"step": state.step, "values": state.values})
+    if is_best:
+        write_json(folder / "best.json", {"name": name})
+    kept = {name}
+    if (folder / "best.json").exists():
+        kept.add(read_json(folder / "best.json", "the name of the best checkpoint")["name"])
+    for other in folder.glob("step-*"):
+        if other.name not in kept:
+            shutil.rmtree(other)
+
+
+def load_state(folder: Path) -> TrainingState | None:
+    """The newest whole state in ``folder``, or ``None`` when a run has not saved yet.
+
+    Raises:
+        UserError: the newest state is damaged.
+    """
+    found = sorted(Path(folder).glob("step-*"))
+    if not found:
+        return None
+    head = read_json(found[-1] / "state.json", "a checkpoint's state")
+    try:
+        tensors = load_file(found[-1] / "state.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"the checkpoint {found[-1]} is damaged ({error}); delete that folder to go on from "
+            "the one before it, if there is one"
+        ) from None
+    return TrainingState(head["step"], tensors, head["values"])
+
+
+def tensors_of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state as named tensors: ``index/key``."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}/{key}": torch.as_tensor(value)
+        for index, entry in state.items()
+        for key, value in entry.items()
+    }
+
+
+def put_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Restores what ``tensors_of_optimizer`` gave; settings such as the rate stay the config's."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split("/")
+        state.setdefault(int(index), {})[key] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}

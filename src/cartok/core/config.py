@@ -1,0 +1,103 @@
+"""Configs: frozen dataclasses that check themselves, with JSON both ways and a digest.
+
+A config is written with ``@config`` beside the thing it configures. Unknown keys are refused with
+the nearest right one, whether they come from a file or from the command line.
+"""
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar, dataclass_transform, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from cartok.core.errors import UserError
+
+T = TypeVar("T")
+
+
+class ConfigError(UserError):
+    """A config that breaks a rule: which key, what was expected, what came."""
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def config(cls: type[T]) -> type[T]:
+    """Turns a class into a frozen, keyword-only dataclass that validates and forbids extra keys."""
+    strict = ConfigDict(extra="forbid", allow_inf_nan=False)
+    made = pydantic_dataclass(frozen=True, kw_only=True, config=strict)(cls)
+    build = made.__init__
+
+    @functools.wraps(build)
+    def explained(self, *args, **kwargs):
+        try:
+            build(self, *args, **kwargs)
+        except ValidationError as error:
+            raise ConfigError(explain(made, error)) from None
+
+    made.__init__ = explained  # type: ignore
+    return made
+
+
+def dict_of(value: Any) -> dict[str, Any]:
+    """The config as plain JSON values."""
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
+
+
+def digest_of(value: Any) -> str:
+    """Sixteen hex digits that name a config (or any JSON value): equal content, equal digest."""
+    plain = dict_of(value) if dataclasses.is_dataclass(value) else value
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def config_of(cls: type[T], plain: dict[str, Any]) -> T:
+    """Builds a config from plain JSON values.
+
+    Raises:
+        ConfigError: a key is unknown (names the nearest right one) or a value breaks a rule.
+    """
+    try:
+        return TypeAdapter(cls).validate_python(plain)
+    except ValidationError as error:
+        raise ConfigError(explain(cls, error)) from None
+
+
+def read_config(cls: type[T], path: Path) -> T:
+    """Reads a config from a run's ``config.json``; the ``digest`` beside it is not read."""
+    try:
+        plain = json.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"a config is a JSON file, but {path} is not: {error}") from None
+    if not isinstance(plain, dict):
+        raise ConfigError(f"a config is a JSON object, but {path} holds a {type(plain).__name__}")
+    return config_of(cls, plain.get("config", plain))
+
+
+def explain(cls: type, error: ValidationError) -> str:
+    """One line for a failed validation: the first fault, with the nearest key if one is unknown."""
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "unexpected_keyword_argument":
+        return f"unknown key '{where}'; {_nearest(cls, fault['loc'])}"
+    reason = fault["msg"].removeprefix("Value error, ")
+    if not where:
+        return f"{cls.__name__}: {reason}"
+    return f"'{where}': {reason}, but got {fault.get('input')!r}"
+
+
+def nearest(word: str, choices: list[str]) -> str:
+    """A hint for a mistyped word: the closest choice, or all of them when none is close."""
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"choose one of: {', '.join(choices)}"
+
+
+def _nearest(cls: type, location: tuple) -> str:
+    *parents, word = (str(part) for part in location)
+    for name in parents:
+        cls = get_type_hints(cls).get(name, cls)
+    keys = [".".join([*parents, field.name]) for field in dataclasses.fields(cls)]
+    return nearest(".".join([*parents, word]), keys)

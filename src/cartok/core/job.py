@@ -1,0 +1,138 @@
+"""What a training is made of: a job is a list of phases, a phase moves modules by an objective."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cartok.core.config import config
+from cartok.core.errors import UserError
+from cartok.core.precision import Precision
+from cartok.core.trackers import TrackerName
+
+
+@config
+class LoopConfig:
+    """How long and how often."""
+
+    steps: int
+    batch: int
+    """Samples per optimizer step, over all ranks and all parts of an accumulation."""
+    accumulate: int = 1
+    """Parts a batch is computed in; the step is the same, the memory less."""
+    precision: Precision = "fp32"
+    ema: float = 0.0
+    """Decay of the running mean of the weights that is evaluated and published; 0: none."""
+    log_every: int = 50
+    save_every: int = 1000
+    best: str = ""
+    """An evaluation's value, lower is better, whose best checkpoint is kept beside the newest."""
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+
+    def __post_init__(self):
+        counts = {"steps": self.steps, "batch": self.batch, "accumulate": self.accumulate,
+                  "log_every": self.log_every, "save_every": self.save_every}  # fmt: skip
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, but is {value}")
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} must be a multiple of {self.accumulate} parts")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), but is {self.ema}")
+
+
+@config
+class EvaluationConfig:
+    """A recipe names its evaluations; who runs it brings the functions."""
+
+    name: str
+    every: int = 1000
+    """Steps; each is taken at the end as well."""
+    num: int = 512
+    """Pictures or sequences it looks at."""
+
+    def __post_init__(self):
+        if self.every < 1 or self.num < 1:
+            raise ValueError(f"every and num must be at least 1: {self.every}, {self.num}")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """An objective, term by term: what is minimised is the weighted sum."""
+
+    losses: dict[str, Tensor]
+    weights: dict[str, float]
+    watched: dict[str, Tensor] = field(default_factory=dict)
+    """Logged beside the losses, never minimised."""
+
+    @property
+    def total(self) -> Tensor:
+        """The weighted sum, in float32; a term of weight 0 takes no part."""
+        active = [self.weights[k] * v.float() for k, v in self.losses.items() if self.weights[k]]
+        return torch.stack(active).sum()
+
+
+@dataclass(frozen=True)
+class Mover:
+    """A module and what moves it."""
+
+    name: str
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    rate: Callable[[int], float]
+    """Learning rate of a step, counted from 0."""
+    clip: float = 0.0
+    """Largest gradient norm; 0: not clipped."""
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that move."""
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of every step with an objective of its own; gradients reach only its movers."""
+
+    name: str
+    movers: tuple[Mover, ...]
+    objective: Callable[[Any, int], Terms]
+    active: Callable[[int], bool] = lambda step: True
+    """Whether the phase takes part in a step."""
+
+
+class Job(Protocol):
+    """What ``fit`` trains."""
+
+    modules: dict[str, nn.Module]
+    """Everything with state, by name; all of it is saved."""
+    averaged: tuple[str, ...]
+    """Names of the modules whose weights have a running mean, if the config asks for one."""
+    phases: tuple[Phase, ...]
+
+    def batches(self, start: int) -> Iterator[Any]:
+        """Endless parts of batches for this rank, from the ``start``-th sample of all on."""
+        ...
+
+    def prepare(self, batch: Any, step: int) -> Any:
+        """The forward computation all phases share."""
+        ...
+
+    def after_step(self, outcomes: list[Any], step: int) -> None:
+        """Whatever follows the optimizers, such as reviving dead codes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Numbers to take every so many steps, and once at the end."""
+
+    name: str
+    every: int
+    measure: Callable[[int], dict[str, float]]
+
+
+class NonFiniteError(UserError):
+    """A loss or a gradient was NaN or infinite; the weights have not moved."""

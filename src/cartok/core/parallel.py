@@ -1,0 +1,118 @@
+"""The world a process lives in: its rank, its device, and what all ranks agree on.
+
+The only module that talks to ``torch.distributed``. Started plainly, a program is a world of one;
+started by ``torchrun``, one of many. Models never ask: they are made parallel from outside.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cartok.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """Which of how many processes this is, and the device it computes on."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def join(cls, device: str = "auto") -> "World":
+        """Joins the world that ``torchrun`` describes, or makes one of a single process.
+
+        ``auto`` takes a GPU when there is one: CUDA, then Apple's MPS, then the CPU.
+
+        Raises:
+            UserError: the named device is not there.
+        """
+        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        found = _device(device, int(os.environ.get("LOCAL_RANK", 0)))
+        if size > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if found.type == "cuda" else "gloo")
+        return cls(rank=rank, size=size, device=found)
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes files and talks to the user."""
+        return self.rank == 0
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over all ranks; every rank gets the same."""
+        if self.size == 1:
+            return value
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+    def gather(self, value: Tensor) -> Tensor:
+        """All ranks' tensors, concatenated along the first axis in order of rank."""
+        if self.size == 1:
+            return value
+        parts = [torch.empty_like(value) for _ in range(self.size)]
+        dist.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
+
+    def any(self, claim: bool) -> bool:
+        """True on all ranks if it is true on one."""
+        if self.size == 1:
+            return claim
+        return bool(self.mean(torch.tensor(float(claim), device=self.device)) > 0)
+
+    def barrier(self) -> None:
+        """Waits until every rank has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def shard(self, module: nn.Module) -> nn.Module:
+        """Makes a plain model parallel: on the device, equal on all ranks, batch norms joined."""
+        if self.size > 1 and self.device.type == "cuda":
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        module = module.to(self.device)
+        if self.size > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, src=0)
+        return module
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replaces every gradient by its mean over the ranks, in one flat exchange."""
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for gradient, part in zip(
+            gradients, flat.split([g.numel() for g in gradients]), strict=True
+        ):
+            gradient.copy_(part.view_as(gradient))
+
+    def leave(self) -> None:
+        """Leaves the group, if there is one."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device is auto, cpu, cuda, cuda:N or mps, but got '{name}'") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"no CUDA GPU is visible, but --device is '{name}'; use --device cpu")
+        index = local_rank if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise UserError(f"--device {name} was asked for, but {torch.cuda.device_count()} exist")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,23 @@
+"""Where a computation runs in bfloat16, and the islands in it that stay in float32."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+Precision = Literal["fp32", "bf16"]
+
+
+def computing_in(precision: Precision, device: torch.device) -> AbstractContextManager:
+    """Matrix products and convolutions run in this precision while the body runs."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """An island: what runs here runs in float32, given float32.
+
+    Shapes without numbers (the meta device, where FLOPs are counted) know no autocast.
+    """
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

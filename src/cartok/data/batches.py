@@ -1,0 +1,144 @@
+"""Batches of pictures: endless and exactly resumable for training, in order for evaluation.
+
+A batch depends on (seed, position) alone: not on the number of workers, not on where the run
+was interrupted. Ranks share one global order.
+"""
+
+import multiprocessing
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from jaxtyping import Integer
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cartok.core.errors import UserError
+from cartok.core.shapes import Image, Labels, image_of_pixels
+from cartok.data.order import Order, Sample, picture_generator
+from cartok.data.pictures import Pictures
+from cartok.data.views import View, center_view, train_view
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Pictures in [-1, 1] with their labels, their indices and their places in the order.
+
+    ``indices`` are those of the pictures really shown: an unreadable one is replaced by another.
+    """
+
+    image: Image
+    labels: Labels
+    indices: Integer[Tensor, " batch"]
+    positions: Integer[Tensor, " batch"]
+
+
+def image_batches(
+    pictures: Pictures,
+    view: View,
+    *,
+    batch: int,
+    seed: int,
+    start: int,
+    augment: bool,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:
+    """Endless batches of ``batch`` pictures for this rank, from position ``start``.
+
+    ``start`` counts the pictures that all ranks have drawn before. With ``augment`` the view is
+    random by (seed, epoch, index), otherwise central. ``workers`` processes decode ahead; 0
+    decodes here. Read ahead of its consumer, it holds at most two batches a worker.
+
+    Raises:
+        UserError: a worker process died, or more than 1 % of the pictures cannot be decoded.
+    """
+    order = Order(len(pictures), seed=seed, start=start, rank=rank, world_size=world_size)
+    maker = _Maker(pictures, view, seed if augment else None)
+    requests = iter(lambda: order.take(batch), [])
+    return _from_workers(maker, requests, workers) if workers else map(maker.batch_of, requests)
+
+
+def all_images(pictures: Pictures, view: View, batch: int) -> Iterator[Batch]:
+    """Every picture once, in order, by its central view; the last batch may be smaller."""
+    maker = _Maker(pictures, view, None)
+    samples = (Sample(index, 0, index) for index in range(len(pictures)))
+    while some := list(islice(samples, batch)):
+        yield maker.batch_of(some)
+
+
+class _Maker(Dataset):
+    """Turns requests, lists of samples, into batches; ``seed`` None means central views."""
+
+    def __init__(self, pictures: Pictures, view: View, seed: int | None):
+        self._pictures = pictures
+        self._view = view
+        self._seed = seed
+
+    def batch_of(self, samples: list[Sample]) -> Batch:
+        indices, squares = [], []
+        for sample in samples:
+            loaded = self._pictures.load(sample.index)
+            indices.append(loaded.index)
+            squares.append(self._square(loaded.picture, sample))
+        return Batch(
+            image=image_of_pixels(torch.stack(squares)),
+            labels=torch.from_numpy(self._pictures.labels[indices]),
+            indices=torch.tensor(indices),
+            positions=torch.tensor([sample.position for sample in samples]),
+        )
+
+    def __getitem__(self, samples: list[Sample]) -> Batch | UserError:
+        # A raised error would reach the caller wrapped in a worker's traceback.
+        try:
+            return self.batch_of(samples)
+        except UserError as error:
+            return error
+
+    def _square(self, picture, sample: Sample) -> Tensor:
+        if self._seed is None:
+            return center_view(picture, self._view)
+        generator = picture_generator(self._seed, sample.epoch, sample.index)
+        return train_view(picture, self._view, generator)
+
+
+def _from_workers(maker: _Maker, requests: Iterator[list[Sample]], workers: int) -> Iterator[Batch]:
+    loader = DataLoader(
+        maker,
+        sampler=requests,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=_context(),
+        # Its own, so that making the loader draws nothing from the global generator.
+        generator=torch.Generator().manual_seed(0),
+    )
+    with warnings.catch_warnings():
+        # Python 3.12 and newer warn of every fork of a process with threads.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        batches = iter(loader)
+    while True:
+        try:
+            result = next(batches)
+        except RuntimeError as error:
+            raise _explained(error) from error
+        if isinstance(result, UserError):
+            raise result
+        yield result
+
+
+def _context() -> str:
+    """Forked workers share the pictures held in memory; elsewhere each gets a copy."""
+    if sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods():
+        return "fork"
+    return "spawn"
+
+
+def _explained(error: RuntimeError) -> Exception:
+    if not str(error).startswith("DataLoader worker"):
+        return error
+    reason = str(error).splitlines()[0]
+    return UserError(f"data workers must live, but one died ({reason}); use fewer, or 0")

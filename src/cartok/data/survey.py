@@ -1,0 +1,203 @@
+"""What a source really holds, every picture decoded: read it before the first training step.
+
+Unlike ``open_pictures`` a survey never stops at broken files; it lists them.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+from PIL import Image, ImageDraw, ImageFont
+
+from cartok.core.files import staged
+from cartok.data.images import Headers, headers_of, listing_of
+from cartok.data.listing import Listing
+from cartok.data.pictures import CROPS, Fault, Pictures, crop_fits
+from cartok.data.stores import reason_of, rgb_of
+
+_THUMBNAIL, _CAPTION, _COLUMNS = 96, 14, 8  # pixels, pixels, thumbnails a row
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Smallest, median and largest, in pixels."""
+
+    least: int
+    median: int
+    most: int
+
+    @classmethod
+    def of(cls, values: Int[np.ndarray, " picture"]) -> "Extent":
+        """The extent of some sides; zeros when there are none."""
+        if not len(values):
+            return cls(0, 0, 0)
+        return cls(int(values.min()), int(np.median(values)), int(values.max()))
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a source holds.
+
+    ``splits`` counts readable pictures by split ("all" where the source has no splits of its
+    own), ``classes`` by class and ``modes`` by mode before conversion. ``duplicates`` are groups
+    of names whose bytes are equal, ``shared`` how many of those groups lie on both sides of the
+    source's own splits. ``single`` are the classes with one picture. ``crop`` is the largest of
+    32, 48 and 64 px that 99 % of the short sides hold, 0 for none.
+    """
+
+    source: str
+    splits: dict[str, int]
+    width: Extent
+    height: Extent
+    short_side: Extent
+    classes: dict[str, int]
+    modes: dict[str, int]
+    duplicates: tuple[tuple[str, ...], ...]
+    shared: int
+    broken: tuple[Fault, ...]
+    single: tuple[str, ...]
+    crop: int
+
+
+def survey(source: str | Path) -> Survey:
+    """Decodes and hashes every picture of a source, all splits together.
+
+    Raises:
+        UserError: the source does not exist, is empty or is of no known kind.
+    """
+    listing = listing_of(source)
+    headers = headers_of(listing, np.arange(len(listing.store)))
+    undecoded = [_decode_fault(listing, int(row)) for row in headers.rows]
+    good = np.array([not fault for fault in undecoded], dtype=bool)
+    rows, sizes = headers.rows[good], headers.sizes[good]
+    groups = _groups(listing, rows)
+    fitting = [crop for crop in CROPS if len(rows) and crop_fits(sizes.min(axis=1), crop)]
+    classes = _counts(listing, rows)
+    return Survey(
+        source=str(source),
+        splits=_splits(listing, rows),
+        width=Extent.of(sizes[:, 0]),
+        height=Extent.of(sizes[:, 1]),
+        short_side=Extent.of(sizes.min(axis=1)),
+        classes=classes,
+        modes=_modes(headers, good),
+        duplicates=tuple(tuple(map(listing.store.name_of, group)) for group in groups),
+        shared=sum(_is_shared(listing, group) for group in groups),
+        broken=tuple(headers.faults + [fault for faults in undecoded for fault in faults]),
+        single=tuple(name for name, count in classes.items() if count == 1),
+        crop=max(fitting, default=0),
+    )
+
+
+def describe(found: Survey) -> str:
+    """The survey as lines of text, one fact a line; long lists are cut after ten."""
+    count = sum(found.splits.values())
+    splits = ", ".join(f"{name} {num:,}" for name, num in found.splits.items())
+    if "all" in found.splits:
+        splits += " (no validation split; training holds a tenth out by content)"
+    copies = sum(len(group) - 1 for group in found.duplicates)
+    lines = [
+        ("source", found.source),
+        ("pictures", splits),
+        ("width", _extent_text(found.width)),
+        ("height", _extent_text(found.height)),
+        ("short side", _extent_text(found.short_side)),
+        ("largest crop", f"{found.crop} px" if found.crop else f"below {CROPS[0]} px: too small"),
+        ("modes", ", ".join(f"{mode} {num:,}" for mode, num in found.modes.items())),
+        ("classes", _classes_text(found.classes)),
+        ("one picture", _listed(found.single)),
+        (
+            "copies",
+            f"{copies:,} in {len(found.duplicates):,} groups, {found.shared:,} across splits",
+        ),
+        *(("", " = ".join(group[:4])) for group in found.duplicates[:10]),
+        ("unusable", f"{len(found.broken):,} of {count + len(found.broken):,} files"),
+        *(("", f"{fault.name}: {fault.reason}") for fault in found.broken[:10]),
+    ]
+    return "\n".join(f"{name:<13} {text}".rstrip() for name, text in lines)
+
+
+def contact_sheet(pictures: Pictures, path: Path, num: int = 64) -> None:
+    """Writes a PNG of ``num`` thumbnails, spread evenly over the classes, with their names.
+
+    Small pictures are enlarged without smoothing, so that their pixels can be judged.
+    """
+    order = np.argsort(pictures.labels, kind="stable")
+    chosen = order[np.linspace(0, len(order) - 1, min(num, len(order))).round().astype(int)]
+    rows = -(-len(chosen) // _COLUMNS)
+    sheet = Image.new("RGB", (_COLUMNS * _THUMBNAIL, rows * (_THUMBNAIL + _CAPTION)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    for place, index in enumerate(chosen):
+        loaded = pictures.load(int(index))
+        row, column = divmod(place, _COLUMNS)
+        left, top = column * _THUMBNAIL, row * (_THUMBNAIL + _CAPTION)
+        sheet.paste(_thumbnail(loaded.picture), (left, top))
+        name = pictures.classes[pictures.labels[loaded.index]] if pictures.classes else ""
+        draw.text((left + 2, top + _THUMBNAIL + 1), name[:16], fill="black", font=font)
+    with staged(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def _decode_fault(listing: Listing, row: int) -> list[Fault]:
+    try:
+        with listing.store.open(row) as picture:
+            rgb_of(picture)
+    except Exception as error:  # decoders fail in any way; each means a broken picture
+        return [Fault(listing.store.name_of(row), reason_of(error))]
+    return []
+
+
+def _groups(listing: Listing, rows: np.ndarray) -> list[list[int]]:
+    """Rows of equal content, in groups of two or more."""
+    by_hash: dict[bytes, list[int]] = defaultdict(list)
+    for row in map(int, rows):
+        by_hash[hashlib.sha256(listing.store.content_of(row)).digest()].append(row)
+    return [group for group in by_hash.values() if len(group) > 1]
+
+
+def _is_shared(listing: Listing, group: Sequence[int]) -> bool:
+    return listing.held is not None and len(set(listing.held[list(group)])) > 1
+
+
+def _splits(listing: Listing, rows: np.ndarray) -> dict[str, int]:
+    if listing.held is None:
+        return {"all": len(rows)}
+    held = int(listing.held[rows].sum())
+    return {"train": len(rows) - held, "val": held}
+
+
+def _counts(listing: Listing, rows: np.ndarray) -> dict[str, int]:
+    counts = np.bincount(listing.labels[rows], minlength=len(listing.classes))
+    return {name: int(count) for name, count in zip(listing.classes, counts, strict=False)}
+
+
+def _modes(headers: Headers, good: np.ndarray) -> dict[str, int]:
+    kept = [mode for mode, is_good in zip(headers.modes, good, strict=True) if is_good]
+    return dict(Counter(kept).most_common())
+
+
+def _extent_text(extent: Extent) -> str:
+    return f"{extent.least} to {extent.most} px, median {extent.median}"
+
+
+def _classes_text(classes: dict[str, int]) -> str:
+    if not classes:
+        return "none (unconditional)"
+    named = _listed([f"{name} {count:,}" for name, count in classes.items()])
+    return f"{len(classes)}, of {min(classes.values()):,} to {max(classes.values()):,}: {named}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    more = f" and {len(words) - 10} more" if len(words) > 10 else ""
+    return ", ".join(words[:10]) + more if words else "none"
+
+
+def _thumbnail(picture: Image.Image) -> Image.Image:
+    scale = _THUMBNAIL / max(picture.size)
+    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    smooth = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    return picture.resize(size, smooth)

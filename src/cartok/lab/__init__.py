@@ -1,0 +1,1 @@
+"""Runs that join stages: what each verb does, the demo, the probe."""

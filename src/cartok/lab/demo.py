@@ -1,0 +1,244 @@
+"""The whole way through, twice: a tokenizer without and with the regulariser, and what follows.
+
+Both arms have the same seed, data order, prior and FLOPs; the causal one takes fewer steps by what
+its predictor costs. Each ends in samples and scores; together they make one page.
+"""
+
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cartok.core.config import config, dict_of
+from cartok.core.errors import UserError
+from cartok.core.files import read_json, write_json
+from cartok.core.parallel import World
+from cartok.core.progress import Progress
+from cartok.core.run import provenance
+from cartok.core.shapes import Image, Pixels, pixels_of
+from cartok.data.images import open_pictures
+from cartok.data.pictures import Pictures, largest_crop
+from cartok.lab.arm import ArmInputs, run_arm
+from cartok.lab.evaluations import grid_of_pictures, held_batches, save_png, spread
+from cartok.lab.stages import Launch
+from cartok.metrics.suite import Featurised, featurise
+from cartok.prior.train import PriorRun
+from cartok.recipes.prior import demo as demo_prior
+from cartok.recipes.tokenizer import baseline_demo, causal_demo
+from cartok.scaling.report import closing_table, write_report
+from cartok.tokenizer.cost import count_flops
+from cartok.tokenizer.doctor import Measures, collapse_of, gaming_of
+from cartok.tokenizer.train import TokenizerRun
+
+DEFAULT_MINUTES = 5.0
+"""What the recipes' steps take on two slow CPU cores, everything included."""
+
+NUM_HELD = 576
+NUM_REFERENCE = 1024
+NUM_SAMPLES = 576
+GUIDANCE = 1.5
+COLUMNS = 10
+_PARTS = ("demo.json", "summary.json", "report.html", "baseline", "causal", "pictures")
+
+
+@config
+class DemoConfig:
+    """What can be chosen."""
+
+    data: str = "photos"
+    """'photos' (embedded), a folder or parquet of pictures, or 'hub:owner/name'."""
+    seed: int = 0
+    minutes: float = DEFAULT_MINUTES
+    """Scales the steps of every training; 5 is the budget on two slow CPU cores."""
+
+    def __post_init__(self):
+        if self.minutes <= 0:
+            raise ValueError(f"minutes must be above 0, but is {self.minutes}")
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """The configs of both arms."""
+
+    baseline: TokenizerRun
+    causal: TokenizerRun
+    prior: PriorRun
+
+
+def run_demo(config: DemoConfig, launch: Launch, progress: Progress) -> dict[str, Any]:
+    """Runs what is not done yet and writes ``summary.json`` and ``report.html``.
+
+    Raises:
+        UserError: the pictures are too few or too small, or the folder holds another demo.
+    """
+    started = time.monotonic()
+    world, out = World.join(launch.device), launch.out
+    claim_folder(config, launch)
+    size = 32 if config.data == "photos" else largest_crop(open_pictures(config.data, "train"))
+    train = open_pictures(config.data, "train", size=size)
+    held = open_pictures(config.data, "val", size=size)
+    recipes = recipes_for(config, size)
+    inputs = _inputs(recipes, train, held, world, launch.device)
+    progress.say(
+        f"{len(train)} training and {len(held)} validation pictures of {size} px, "
+        f"{train.num_classes or 'no'} classes; two arms on {world.device.type}"
+    )
+    save_png(_sheet(inputs.held_images), out / "pictures" / "inputs.png")
+    arms = {
+        name: run_arm(name, recipe, recipes.prior, out, inputs, progress)
+        for name, recipe in (("baseline", recipes.baseline), ("causal", recipes.causal))
+    }
+    tokens = inputs.size // recipes.baseline.model.codec.factor
+    summary = {
+        "about": {
+            **provenance(world),
+            **dict_of(config),
+            "num_train": len(train),
+            "num_val": len(held),
+            "classes": list(train.classes),
+            "size": size,
+            "tokens": tokens**2,
+            "codebook": recipes.baseline.model.quantizer.codebook_size,
+            "guidance": inputs.guidance,
+        },
+        **arms,
+        "warnings": warnings_of(arms),
+        "seconds": {"value": time.monotonic() - started, "unit": "s"},
+    }
+    write_json(out / "summary.json", summary)
+    page = write_report(out)
+    _say_closing(summary, page, progress)
+    return summary
+
+
+def recipes_for(config: DemoConfig, size: int) -> Recipes:
+    """The demo's recipes for pictures of ``size`` pixels and a budget.
+
+    Larger pictures get fewer steps, so that a training costs the FLOPs it does at 32 pixels.
+    """
+    share = config.minutes / DEFAULT_MINUTES
+    base = baseline_demo()
+    codec = replace(base.model.codec, stem=4 if size == 64 else base.model.codec.stem)
+    model = replace(base.model, codec=codec)
+    cost = count_flops(model, base.losses, base.causal, size, None).codec
+    usual = count_flops(base.model, base.losses, base.causal, base.view.size, None).codec
+    steps = max(10, round(base.loop.steps * share * min(1.0, usual / cost)))
+
+    def sized(run: TokenizerRun) -> TokenizerRun:
+        return replace(
+            run, data=config.data, model=model, seed=config.seed,
+            view=replace(run.view, size=size), loop=replace(run.loop, steps=steps),
+        )  # fmt: skip
+
+    prior = demo_prior()
+    fewer = min(1.0, 64 / (size // codec.factor) ** 2)
+    prior_steps = max(10, round(prior.loop.steps * share * fewer))
+    prior = replace(prior, seed=config.seed, loop=replace(prior.loop, steps=prior_steps))
+    return Recipes(sized(base), sized(causal_demo()), prior)
+
+
+def claim_folder(config: DemoConfig, launch: Launch) -> None:
+    """Makes the folder this demo's, cleared if it should be overwritten.
+
+    Raises:
+        UserError: it holds files and neither resume nor overwrite is given, or no demo, or another.
+    """
+    out, path = launch.out, launch.out / "demo.json"
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out is a folder to write to, but {out} is a file; name another")
+    if out.is_dir() and any(out.iterdir()):
+        if not (launch.resume or launch.overwrite):
+            raise UserError(
+                f"--out must be new or empty, but {out} holds files; give --resume to go on, "
+                "--overwrite to start again, or another --out"
+            )
+        if not path.exists():
+            raise UserError(f"{out} holds files but no demo (no demo.json); name another folder")
+        if launch.overwrite:
+            for part in _PARTS:
+                shutil.rmtree(out / part) if (out / part).is_dir() else (out / part).unlink(True)
+        elif (before := read_json(path, "a demo's config")) != dict_of(config):
+            raise UserError(
+                f"--resume goes on with an equal demo, but {out} holds {before}; "
+                "give --overwrite to start again, or another --out"
+            )
+    write_json(path, dict_of(config))
+
+
+def warnings_of(arms: dict[str, dict[str, Any]]) -> list[str]:
+    """What a person should know before believing the numbers."""
+    measures = {name: _measures(scores) for name, scores in arms.items()}
+    collapsed = [f"{name}: {line}" for name, m in measures.items() for line in collapse_of(m)]
+    gamed = gaming_of(measures["causal"], measures["baseline"])
+    return collapsed + [f"causal: {line}" for line in gamed]
+
+
+def _inputs(
+    recipes: Recipes, train: Pictures, held: Pictures, world: World, device: str
+) -> ArmInputs:
+    view = recipes.baseline.view
+    held_images = held_batches(held, view, NUM_HELD)
+    if sum(map(len, held_images)) < 512 or len(train) < 512:
+        raise UserError(
+            f"the demo scores 512 pictures or more a side, but there are {len(train)} for "
+            f"training and {len(held)} for validation; give more pictures"
+        )
+    reference = _spread_pixels(train, recipes, NUM_REFERENCE)
+    crop = "central square of the short side, resized"
+    return ArmInputs(
+        size=view.size,
+        device=device,
+        guidance=GUIDANCE if train.num_classes else 1.0,
+        num_samples=NUM_SAMPLES,
+        num_classes=train.num_classes,
+        columns=COLUMNS,
+        train=train,
+        held=held,
+        held_images=held_images,
+        held_features=_features(torch.cat([pixels_of(i) for i in held_images]), crop, world),
+        train_features=_features(reference, crop, world),
+        crop=crop,
+    )
+
+
+def _spread_pixels(pictures: Pictures, recipes: Recipes, num: int) -> Pixels:
+    chosen = spread(pictures, num)
+    return torch.cat([pixels_of(i) for i in held_batches(chosen, recipes.baseline.view, num)])
+
+
+def _features(pixels: Pixels, crop: str, world: World) -> Featurised:
+    return featurise(pixels, crop=crop, device=world.device)
+
+
+def _sheet(images: list[Image]):
+    everything = torch.cat(images)
+    rows = torch.linspace(0, len(everything) - 1, COLUMNS * 6).long()
+    return grid_of_pictures(pixels_of(everything[rows]), COLUMNS)
+
+
+def _measures(scores: dict[str, Any]) -> Measures:
+    values = {key: score["value"] for key, score in scores.items()}
+    return Measures(
+        code_usage=values["code_usage"],
+        code_perplexity=values["code_perplexity"],
+        latent_variance=values["latent_variance"],
+        next_latent_mse=values["next_latent_mse"],
+        commitment_mse=values["commitment_mse"],
+        r2_latents=values["next_latent_r2"],
+        r2_codes=values["probe_r2_quantised"],
+    )
+
+
+def _say_closing(summary: dict[str, Any], page: Path, progress: Progress) -> None:
+    rows = [("", "baseline", "causal", ""), *closing_table(summary)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    progress.say("")
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].rjust(widths[2]), row[3]]
+        progress.say("  ".join(cells).rstrip())
+    for warning in summary["warnings"]:
+        progress.say(f"warning: {warning}")
+    progress.say(f"\n{summary['seconds']['value']:.0f} s; open {page}")

@@ -1,0 +1,142 @@
+"""How predictable frozen latents are: fresh causal nets of a fixed budget, the same for any arm.
+
+Two nets predict the next latent: one reads latents, one reads the codes they became. Only the
+second sees what the prior will see. Where the first gains and the second does not, the regulariser
+was won by hiding the next latent below the quantisation step.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cartok.core.config import config
+from cartok.core.optim import OptimConfig, adamw_of, rate_of
+from cartok.core.shapes import Image, Latents
+from cartok.layers import TransformerConfig
+from cartok.tokenizer.causal import CausalConfig, CausalPredictor, in_raster_order
+from cartok.tokenizer.model import Tokenizer
+
+
+@config
+class ProbeConfig:
+    """The probe's budget; numbers from different budgets do not compare."""
+
+    steps: int = 200
+    batch: int = 64
+    transformer: TransformerConfig = TransformerConfig(
+        width=96, depth=2, heads=3, hidden_multiple=32
+    )
+    optim: OptimConfig = OptimConfig(lr=2e-3, warmup_steps=20, schedule="cosine", weight_decay=0.1)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class FrozenLatents:
+    """What a trained tokenizer makes of some pictures."""
+
+    latents: Latents
+    codes: Latents
+
+    @property
+    def commitment_mse(self) -> float:
+        """Mean squared distance of latents and codes: the size of the quantisation."""
+        return F.mse_loss(self.latents, self.codes).item()
+
+    @property
+    def variance(self) -> float:
+        """Over pictures and cells, mean of channels."""
+        return self.latents.movedim(1, -1).flatten(0, 2).var(0, correction=0).mean().item()
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """On held-out pictures."""
+
+    next_latent_mse: float
+    """Of the net that reads latents."""
+    r2_latents: float
+    """Share of the next latent's variance that the latents before it predict."""
+    r2_codes: float
+    """The same from codes."""
+
+
+@torch.no_grad()
+def frozen_latents(tokenizer: Tokenizer, images: list[Image]) -> FrozenLatents:
+    """Latents, as they enter the look-up, and codes of batches of pictures; on the CPU."""
+    device = next(tokenizer.parameters()).device
+    found = [tokenizer.encode(image.to(device)).quantized for image in images]
+    return FrozenLatents(
+        torch.cat([quantized.latents.cpu() for quantized in found]),
+        torch.cat([quantized.codes.cpu() for quantized in found]),
+    )
+
+
+def probe(
+    train: FrozenLatents, held: FrozenLatents, config: ProbeConfig, device: torch.device
+) -> ProbeResult:
+    """Trains both nets on ``train``; scores them on ``held``."""
+    target = _standardised(train.latents, train)
+    held_target = _standardised(held.latents, train)
+    errors = {}
+    for name in ("latents", "codes"):
+        inputs = _standardised(getattr(train, name), train)
+        net = _trained(inputs, target, config, device)
+        held_inputs = _standardised(getattr(held, name), train)
+        errors[name] = _error(net, held_inputs, held_target, device)
+    spread = in_raster_order(held_target)[:, 1:].var((0, 1), correction=0).mean().item()
+    scale = _moments(train).std.square().mean().item()
+    return ProbeResult(
+        next_latent_mse=errors["latents"] * scale,
+        r2_latents=1 - errors["latents"] / spread,
+        r2_codes=1 - errors["codes"] / spread,
+    )
+
+
+@dataclass(frozen=True)
+class _Moments:
+    mean: Tensor
+    std: Tensor
+
+
+def _moments(train: FrozenLatents) -> _Moments:
+    std, mean = torch.std_mean(train.latents, dim=(0, 2, 3), keepdim=True)
+    return _Moments(mean, std.clamp_min(1e-6))
+
+
+def _standardised(latents: Latents, train: FrozenLatents) -> Latents:
+    moments = _moments(train)
+    return (latents - moments.mean) / moments.std
+
+
+def _trained(
+    inputs: Latents, target: Latents, config: ProbeConfig, device: torch.device
+) -> CausalPredictor:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.seed)
+        causal = CausalConfig(transformer=config.transformer)
+        net = CausalPredictor(causal, inputs.shape[1]).to(device)
+    optimizer = adamw_of(config.optim, net.parameters())
+    rate = rate_of(config.optim, config.steps)
+    generator = torch.Generator().manual_seed(config.seed)
+    for step in range(config.steps):
+        rows = torch.randint(len(inputs), (config.batch,), generator=generator)
+        wanted = in_raster_order(target[rows].to(device))[:, 1:]
+        loss = F.mse_loss(net(inputs[rows].to(device)), wanted)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), config.optim.clip)
+        optimizer.step()
+    return net.eval()
+
+
+@torch.no_grad()
+def _error(net: CausalPredictor, inputs: Latents, target: Latents, device: torch.device) -> float:
+    total = 0.0
+    for some, wanted in zip(inputs.split(128), target.split(128), strict=True):
+        aim = in_raster_order(wanted.to(device))[:, 1:]
+        total += F.mse_loss(net(some.to(device)), aim).item() * len(some)
+    return total / len(inputs)

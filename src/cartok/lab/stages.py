@@ -1,0 +1,174 @@
+"""One function a verb: opens what is needed, runs one stage in one folder, closes the record."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cartok.core.checkpoint import load_model
+from cartok.core.config import config_of, read_config
+from cartok.core.errors import UserError
+from cartok.core.files import read_json
+from cartok.core.loop import Outcome
+from cartok.core.parallel import World
+from cartok.core.progress import Progress
+from cartok.core.run import Run
+from cartok.data.images import open_pictures
+from cartok.data.tokens import TokenManifest, open_tokens
+from cartok.data.views import Kind, View
+from cartok.lab.evaluations import prior_evaluations, tokenizer_evaluations
+from cartok.prior.train import PriorJob, PriorRun, nats_per_position, train_prior
+from cartok.tokenizer.extract import extract
+from cartok.tokenizer.model import Tokenizer
+from cartok.tokenizer.train import TokenizerJob, TokenizerRun, train_tokenizer
+
+UNITS = {
+    "psnr_db": "dB",
+    "code_usage": "share of codes",
+    "code_perplexity": "codes",
+    "nats_per_token": "nats/token",
+    "fd_effnet64": "squared feature distance",
+    "fd_effnet": "squared feature distance",
+    "kd_effnet": "squared mean discrepancy",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Where a run goes and on what; no part of its config, so no part of its digest."""
+
+    out: Path
+    device: str = "auto"
+    resume: bool = False
+    overwrite: bool = False
+
+
+def run_tokenizer(
+    config: TokenizerRun, launch: Launch, progress: Progress, title: str = "tokenizer"
+) -> Run:
+    """Trains a tokenizer into a run folder; a finished run is left as it is on ``resume``."""
+    world = World.join(launch.device)
+    train = open_pictures(config.data, "train", size=config.view.size)
+    held = open_pictures(config.data, "val", size=config.view.size)
+    run = _open_run(config, launch, "tokenizer", world)
+    if launch.resume and run.is_finished:
+        progress.say(f"{title}: {run.folder} is finished already")
+        return run
+    for fault in train.skipped[:10]:
+        progress.say(f"skipped {fault.name}: {fault.reason}")
+    job = TokenizerJob(config, train, world)
+    evaluations = tokenizer_evaluations(job, held, run)
+    with progress.stage(title, job.steps) as tick:
+        outcome = train_tokenizer(job, run, evaluations=evaluations, tick=tick)
+    return _close_run(run, outcome, job.facts(outcome), progress)
+
+
+def run_prior(config: PriorRun, launch: Launch, progress: Progress, title: str = "prior") -> Run:
+    """Trains a prior into a run folder; a finished run is left as it is on ``resume``."""
+    world = World.join(launch.device)
+    shards = open_tokens(Path(config.tokens), "train")
+    held = open_tokens(Path(config.tokens), "val")
+    run = _open_run(config, launch, "prior", world)
+    if launch.resume and run.is_finished:
+        progress.say(f"{title}: {run.folder} is finished already")
+        return run
+    job = PriorJob(config, shards, world)
+    evaluations = prior_evaluations(job, held)
+    with progress.stage(title, config.loop.steps) as tick:
+        outcome = train_prior(job, run, evaluations=evaluations, tick=tick)
+    facts = job.facts(outcome)
+    if outcome.finished:
+        nats = nats_per_position(job.prior, held, len(held), world.device)
+        facts["nats_per_position"] = nats.tolist()
+    return _close_run(run, outcome, facts, progress)
+
+
+def run_extract(
+    tokenizer_source: str,
+    launch: Launch,
+    progress: Progress,
+    *,
+    data: str = "",
+    view: View | None = None,
+    kind: Kind = "flip",
+) -> TokenManifest:
+    """Writes the tokens of a data set; data and view are the tokenizer run's unless given.
+
+    Raises:
+        UserError: the folder is not empty; the tokenizer is no run and data or view is missing.
+    """
+    world = World.join(launch.device)
+    trained = _trained_with(tokenizer_source)
+    data = data or (trained.data if trained else "")
+    view = view or (trained.view if trained else None)
+    if not data or view is None:
+        raise UserError(
+            f"{tokenizer_source} is no run folder that says what it was trained on; "
+            "give --data and --size"
+        )
+    _refuse_used(launch)
+    tokenizer = Tokenizer.from_pretrained(tokenizer_source).to(world.device)
+    splits = {
+        "train": open_pictures(data, "train", size=view.size),
+        "val": open_pictures(data, "val", size=view.size),
+    }
+    return extract(
+        tokenizer, splits, launch.out, source=data, view=view, kind=kind, progress=progress
+    )
+
+
+def resume(folder: Path, device: str, progress: Progress) -> Run:
+    """Goes on with a run from its folder alone.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    stored = read_json(folder / "config.json", "a run's config")
+    launch = Launch(out=folder, device=device, resume=True)
+    kind = stored.get("kind") if isinstance(stored, dict) else None
+    if kind == "tokenizer":
+        return run_tokenizer(read_config(TokenizerRun, folder / "config.json"), launch, progress)
+    if kind == "prior":
+        return run_prior(read_config(PriorRun, folder / "config.json"), launch, progress)
+    raise UserError(f"cartok resume goes on with a tokenizer or a prior; {folder} holds {kind!r}")
+
+
+def digest_of_model(source: str, kind: str) -> str:
+    """The digest of a stored model."""
+    return load_model(source, kind=kind).digest
+
+
+def _open_run(config: Any, launch: Launch, kind: str, world: World) -> Run:
+    return Run.open(
+        launch.out, config, kind=kind, world=world,
+        resume=launch.resume, overwrite=launch.overwrite,
+    )  # fmt: skip
+
+
+def _close_run(run: Run, outcome: Outcome, facts: dict[str, Any], progress: Progress) -> Run:
+    if not outcome.finished:
+        progress.say(f"stopped at step {outcome.step}; go on with: cartok resume {run.folder}")
+        run.close()
+        return run
+    scores = {
+        name: {"value": value, "unit": UNITS.get(name.split("/")[-1], "")}
+        for name, value in outcome.values.items()
+    }
+    run.finish(**facts, scores=scores)
+    return run
+
+
+def _trained_with(source: str) -> TokenizerRun | None:
+    path = Path(source) / "config.json"
+    if not path.exists():
+        return None
+    stored = json.loads(path.read_text())
+    return config_of(TokenizerRun, stored["config"]) if "digest" in stored else None
+
+
+def _refuse_used(launch: Launch) -> None:
+    if launch.out.is_dir() and any(launch.out.iterdir()) and not launch.overwrite:
+        raise UserError(
+            f"--out must be new or empty, but {launch.out} holds files; "
+            "give --overwrite to start again, or another --out"
+        )

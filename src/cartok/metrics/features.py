@@ -1,0 +1,110 @@
+"""From pictures to rows of features: once, whatever is measured on them afterwards.
+
+Every picture goes through bytes, so a float batch and the file saved from it score alike.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.special import ndtri
+from torch import Tensor, nn
+
+from cartok.core.errors import UserError
+from cartok.core.shapes import Features, Pixels, image_of_pixels, pixels_of
+
+ROUNDING = "bytes: 127.5 x + 127.5, clipped to 0..255, half to even"
+"""The rule of ``pixels_of``, as receipts state it."""
+
+Pictures = Tensor | Iterable[Tensor]
+"""One tensor of pictures or batches of them: ``Pixels``, or ``Image`` in [-1, 1]."""
+
+FirstFeatures = Float[Tensor, "first feature"]
+SecondFeatures = Float[Tensor, "second feature"]
+"""Two sets of features of one network, and of their own counts."""
+
+
+def features_of(pictures: Pictures, network: nn.Module, batch: int | None = None) -> Features:
+    """The network's features of every picture, in order, on the CPU.
+
+    Independent of ``batch`` up to float rounding. None means 16 on a CPU, where more leaves the
+    cache (1.6 ms a picture at 96 px on two threads, against 4.8 for 64), and 256 elsewhere.
+
+    Raises:
+        UserError: something is not a batch of RGB pictures, or there is none.
+    """
+    device = _device_of(network)
+    batch = batch or (16 if device.type == "cpu" else 256)
+    rows = [
+        network(image_of_pixels(part.to(device))).cpu()
+        for pixels in pixel_batches(pictures)
+        for part in pixels.split(batch)
+    ]
+    if not rows:
+        raise UserError("features need at least one picture, but none came")
+    return torch.cat(rows)
+
+
+def pixel_batches(pictures: Pictures) -> Iterator[Tensor]:
+    """Batches of ``Pixels``; a single tensor is one batch.
+
+    Raises:
+        UserError: a batch is not RGB, neither bytes nor floats in [-1, 1], or not finite.
+    """
+    for part in [pictures] if isinstance(pictures, Tensor) else pictures:
+        yield _checked_pixels(part)
+
+
+def content_hash(pixels: Pixels) -> str:
+    """Sixteen hex digits that name a set of pictures, in whatever order they come."""
+    return hash_of_pictures(picture_hashes(pixels), tuple(pixels.shape[1:]))
+
+
+def picture_hashes(pixels: Pixels) -> list[bytes]:
+    """The sha256 of each picture's bytes."""
+    return [hashlib.sha256(picture.tobytes()).digest() for picture in pixels.cpu().numpy()]
+
+
+def hash_of_pictures(hashes: list[bytes], shape: tuple[int, ...]) -> str:
+    """``content_hash`` from the hashes of pictures of one shape, for sets read in batches."""
+    return hashlib.sha256(repr(shape).encode() + b"".join(sorted(hashes))).hexdigest()[:16]
+
+
+def projection(dim_in: int, dim_out: int = 64, seed: int = 0) -> Float[Tensor, "dim_in dim_out"]:
+    """A fixed random projection with orthogonal columns that keeps squared lengths on average.
+
+    The same on every machine and version: numpy guarantees the bits of PCG64, and the normal
+    numbers, the signs of the QR factors and the scale are fixed here; float64.
+    """
+    bits = np.random.PCG64(seed).random_raw(dim_in * dim_out)
+    uniform = ((bits >> np.uint64(11)) + 0.5) * 2.0**-53
+    orthogonal, upper = np.linalg.qr(ndtri(uniform).reshape(dim_in, dim_out))
+    return torch.from_numpy(orthogonal * np.sign(np.diag(upper)) * (dim_in / dim_out) ** 0.5)
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    tensors = itertools.chain(network.parameters(), network.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def _checked_pixels(pictures: Tensor) -> Pixels:
+    shape, dtype = tuple(pictures.shape), pictures.dtype
+    if len(shape) != 4 or shape[1] != 3 or 0 in shape:
+        raise UserError(
+            f"pictures are (batch, 3, height, width) in RGB, but these are {shape}; "
+            "convert grey or RGBA pictures to RGB, and put channels first"
+        )
+    if dtype == torch.uint8:
+        return pictures
+    if not dtype.is_floating_point:
+        raise UserError(f"pictures are uint8 or float, but these are {dtype}; use uint8 for bytes")
+    if not pictures.isfinite().all():
+        raise UserError("pictures are finite, but these hold NaN or infinity; see what made them")
+    if (reach := pictures.abs().max().item()) > 2:  # a decoder may overshoot 1; bytes reach 255
+        raise UserError(
+            f"float pictures lie in [-1, 1], but these reach {reach:.4g}; pass bytes as uint8"
+        )
+    return pixels_of(pictures)

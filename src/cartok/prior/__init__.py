@@ -1,0 +1,1 @@
+"""Priors: transformers that predict a picture's tokens one after another."""

@@ -1,0 +1,201 @@
+"""A class-conditional prior over token grids, what it weighs and what a token costs.
+
+LlamaGen's transformer with QK-norm (paper, A.2). It knows a codebook's size and a grid, but no
+tokenizer: any tokenizer's tokens can be compared under the same prior.
+"""
+
+from collections.abc import Sequence as Many
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cartok.core.checkpoint import load_model, put_tensors, save_model
+from cartok.core.config import config, config_of
+from cartok.core.errors import UserError
+from cartok.core.shapes import Labels, Logits, TokenSequence
+from cartok.layers import KeyValueCache, Transformer, TransformerConfig, rotary_table
+
+
+@config
+class PriorConfig:
+    """Shape of a prior; the defaults are those of the paper's class-conditional models."""
+
+    transformer: TransformerConfig = TransformerConfig(dropout=0.1)
+    codebook_size: int = 16384
+    grid: tuple[int, int] = (16, 16)
+    # rows, columns
+    num_classes: int = 1000
+    # 0: unconditional
+    class_dropout: float = 0.1
+    # share of training pictures whose class is hidden, so that guidance has something to leave
+    token_dropout: float = 0.1
+    # dropout on the embeddings (LlamaGen)
+
+    def __post_init__(self) -> None:
+        """Refuses empty vocabularies and grids, and shares outside [0, 1)."""
+        if min(self.codebook_size, *self.grid) < 1:
+            raise ValueError("codebook_size and both sides of grid are at least 1")
+        if self.num_classes < 0:
+            raise ValueError("num_classes is 0 (unconditional) or more")
+        if not (0 <= self.class_dropout < 1 and 0 <= self.token_dropout < 1):
+            raise ValueError("class_dropout and token_dropout lie in [0, 1)")
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one picture."""
+        rows, cols = self.grid
+        return rows * cols
+
+
+class Prior(nn.Module):
+    """Next-token prediction in raster order, after one token that names the class.
+
+    ``tokenizer_digest`` names the tokenizer whose tokens it was trained on, ``classes`` its
+    classes in the order of the labels; both travel with the weights.
+    """
+
+    rotary: Tensor
+
+    def __init__(
+        self, config: PriorConfig, *, tokenizer_digest: str = "", classes: Many[str] = ()
+    ) -> None:
+        super().__init__()
+        if classes and len(classes) != config.num_classes:
+            raise UserError(
+                f"a prior of {config.num_classes} classes needs as many names, but got "
+                f"{len(classes)}; pass one name for each label, or none at all"
+            )
+        self.config = config
+        self.tokenizer_digest = tokenizer_digest
+        self.classes = list(classes)
+        width = config.transformer.width
+        self.class_embedding = nn.Embedding(config.num_classes + 1, width)  # last row: no class
+        self.token_embedding = nn.Embedding(config.codebook_size, width)
+        self.dropout = nn.Dropout(config.token_dropout)
+        self.transformer = Transformer(config.transformer)
+        self.head = nn.Linear(width, config.codebook_size, bias=False)
+        for table in (self.class_embedding, self.token_embedding, self.head):
+            nn.init.normal_(table.weight, std=0.02)
+        rotary = rotary_table(
+            *config.grid, config.transformer.head_dim, config.transformer.rope_base, prefix=1
+        )
+        self.register_buffer("rotary", rotary, persistent=False)
+
+    def forward(
+        self, tokens: TokenSequence, labels: Labels, generator: torch.Generator | None = None
+    ) -> Logits:
+        """Logits of every token, each given the class and the tokens before it alone.
+
+        In training a share ``class_dropout`` of the labels is replaced by "no class", drawn from
+        ``generator`` (the global one by default). An unconditional prior ignores the labels.
+        """
+        first = self.class_embedding(self._class_rows(labels, generator))[:, None]
+        x = torch.cat([first, self.token_embedding(tokens[:, :-1])], dim=1)
+        return self.head(self.transformer(self.dropout(x), self.rotary))
+
+    def nats(
+        self, tokens: TokenSequence, labels: Labels, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "batch position"]:
+        """Surprise at each token, -log p(token | class, tokens before), in nats; float32."""
+        return nats_of(self(tokens, labels, generator), tokens)
+
+    def empty_cache(self, batch: int) -> KeyValueCache:
+        """A cache for ``batch`` pictures, for ``step``."""
+        return self.transformer.empty_cache(batch, self.config.num_tokens)
+
+    def step(
+        self, previous: Integer[Tensor, " batch"], cache: KeyValueCache
+    ) -> Float[Tensor, "batch code"]:
+        """Logits of the next token; extends ``cache``, whose filled length is the position.
+
+        ``previous`` holds the labels for the first token, and for each later one the token drawn
+        before it.
+        """
+        at_start = cache.filled == 0
+        x = (
+            self.class_embedding(self._class_rows(previous, None))
+            if at_start
+            else self.token_embedding(previous)
+        )
+        return self.head(self.transformer(self.dropout(x[:, None]), self.rotary, cache)[:, 0])
+
+    def save(self, folder: Path) -> None:
+        """Writes the model folder: config, weights, tokenizer digest and class names."""
+        extra = {"tokenizer_digest": self.tokenizer_digest, "classes": self.classes}
+        save_model(folder, self, kind="prior", config=self.config, extra=extra)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> "Prior":
+        """The prior of a model folder, a run folder or the hub, on the CPU and in eval mode.
+
+        Raises:
+            UserError: there is no prior, or its weights are damaged or do not fit its config.
+        """
+        stored = load_model(source, kind="prior")
+        prior = cls(config_of(PriorConfig, stored.config), **stored.extra)
+        put_tensors(prior, stored.tensors, f"the prior of {source}")
+        return prior.eval()
+
+    def _class_rows(self, labels: Labels, generator: torch.Generator | None) -> Labels:
+        no_class = self.config.num_classes
+        if no_class == 0:
+            return torch.zeros_like(labels)
+        if not self.training or self.config.class_dropout == 0:
+            return labels
+        device = labels.device if generator is None else generator.device
+        draw = torch.rand(labels.shape, generator=generator, device=device).to(labels.device)
+        return labels.masked_fill(draw < self.config.class_dropout, no_class)
+
+
+def nats_of(logits: Logits, tokens: TokenSequence) -> Float[Tensor, "batch position"]:
+    """Cross-entropy of each token under its logits, in nats; computed in float32."""
+    return F.cross_entropy(logits.float().transpose(1, 2), tokens.long(), reduction="none")
+
+
+def parameter_census(config: PriorConfig) -> dict[str, int]:
+    """Parameters by role; their sum is checked against the module.
+
+    With 16384 codes and 1000 classes it gives every count of the paper's Table 2 to the three
+    digits printed there. QK-norm, which those counts leave out, adds 2 * head_dim a layer: 4,608
+    of 775 million.
+    """
+    net = config.transformer
+    census = {
+        "token_embedding": config.codebook_size * net.width,
+        "class_embedding": (config.num_classes + 1) * net.width,
+        "attention": net.depth * 4 * net.width**2,
+        "feed_forward": net.depth * 3 * net.width * net.hidden,
+        "query_key_norms": net.depth * 2 * net.head_dim,
+        "norms": (2 * net.depth + 1) * net.width,
+        "head": config.codebook_size * net.width,
+    }
+    with torch.device("meta"):
+        module = Prior(config)
+    assert sum(census.values()) == sum(weight.numel() for weight in module.parameters())
+    return census
+
+
+def flops_per_token(config: PriorConfig) -> int:
+    """FLOPs of the forward pass for each token predicted; training costs three times as much.
+
+    Counts what runs, a multiply-add as two: the matrices a token meets (look-ups are free), and
+    causal attention over (T + 1) / 2 positions on average, its scores and its mix:
+
+        2 * (depth * (4 width^2 + 3 width hidden) + width codes)  +  depth * 2 width (T + 1)
+    """
+    net = config.transformer
+    layer = 4 * net.width**2 + 3 * net.width * net.hidden
+    matrices = net.depth * layer + net.width * config.codebook_size
+    return 2 * matrices + net.depth * 2 * net.width * (config.num_tokens + 1)
+
+
+def kaplan_flops_per_token(config: PriorConfig) -> int:
+    """Training FLOPs for each token by the convention 6 N, embeddings included in N.
+
+    The paper's compute axis is this times batch and iterations, a picture counted as *one* token:
+    divide by the tokens of a picture to place a run on its curves.
+    """
+    return 6 * sum(parameter_census(config).values())

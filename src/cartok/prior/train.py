@@ -1,0 +1,154 @@
+"""Stage 2: a job of one phase, next-token cross-entropy on token shards."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cartok.core.config import config
+from cartok.core.job import Evaluation, EvaluationConfig, LoopConfig, Mover, Phase, Terms
+from cartok.core.loop import Outcome, fit
+from cartok.core.optim import OptimConfig, adamw_of, rate_of
+from cartok.core.parallel import World
+from cartok.core.progress import Tick
+from cartok.core.run import Run
+from cartok.core.shapes import TokenSequence
+from cartok.data.tokens import TokenBatch, TokenShards, token_batches
+from cartok.layers import TransformerConfig
+from cartok.prior.model import Prior, PriorConfig, flops_per_token, parameter_census
+
+
+@config
+class PriorRun:
+    """Everything that decides a stage-2 training; codebook, grid and classes come with the tokens.
+
+    The defaults are the paper's (A.2), and LlamaGen's where it is silent.
+    """
+
+    tokens: str = "tokens"
+    """A folder that ``cartok extract`` wrote."""
+    transformer: TransformerConfig = TransformerConfig(dropout=0.1)
+    class_dropout: float = 0.1
+    token_dropout: float = 0.1
+    optim: OptimConfig = OptimConfig(
+        lr=3e-3, warmup_from=3e-4, warmup_steps=5000, schedule="cosine", weight_decay=0.05
+    )
+    loop: LoopConfig = LoopConfig(steps=375_000, batch=256)
+    evaluations: tuple[EvaluationConfig, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A batch's surprise at each token, in nats."""
+
+    nats: Float[Tensor, "batch position"]
+
+
+class PriorJob:
+    """Trains a prior on one tokenizer's tokens."""
+
+    averaged = ("prior",)
+
+    def __init__(self, config: PriorRun, shards: TokenShards, world: World):
+        self.config, self.shards, self.world = config, shards, world
+        manifest = shards.manifest
+        torch.manual_seed(config.seed)
+        shape = PriorConfig(
+            transformer=config.transformer,
+            codebook_size=manifest.codebook_size,
+            grid=manifest.grid,
+            num_classes=len(manifest.classes),
+            class_dropout=config.class_dropout,
+            token_dropout=config.token_dropout,
+        )
+        prior = Prior(shape, tokenizer_digest=manifest.tokenizer_digest, classes=manifest.classes)
+        self.prior = world.shard(prior)
+        self.modules = {"prior": self.prior}
+        rate = rate_of(config.optim, config.loop.steps)
+        optimizer = adamw_of(config.optim, self.prior.parameters())
+        mover = Mover("prior", self.prior, optimizer, rate, config.optim.clip)
+        self.phases = (Phase("next_token", (mover,), self._objective),)
+        torch.manual_seed(config.seed + 1 + world.rank)
+
+    def batches(self, start: int) -> Iterator[TokenBatch]:
+        """Training tokens on the device."""
+        loop, world = self.config.loop, self.world
+        return token_batches(
+            self.shards,
+            batch=loop.batch // loop.accumulate // world.size,
+            seed=self.config.seed,
+            start=start,
+            device=str(world.device),
+            rank=world.rank,
+            world_size=world.size,
+        )
+
+    def prepare(self, batch: TokenBatch, step: int) -> Forward:
+        """Predicts."""
+        return Forward(self.prior.nats(batch.tokens, batch.labels))
+
+    def after_step(self, outcomes: list[Forward], step: int) -> None:
+        """Nothing follows the optimizer."""
+
+    def facts(self, outcome: Outcome) -> dict[str, Any]:
+        """What the record says of this training."""
+        shape, samples = self.prior.config, outcome.step * self.config.loop.batch
+        return {
+            "steps": outcome.step,
+            "samples": samples,
+            "tokens": samples * shape.num_tokens,
+            "parameters": parameter_census(shape),
+            "flops": 3.0 * flops_per_token(shape) * shape.num_tokens * samples,
+            "grid": list(shape.grid),
+            "codebook_size": shape.codebook_size,
+            "tokenizer_digest": self.prior.tokenizer_digest,
+            "seconds": outcome.seconds,
+            "stall_share": outcome.stall_share,
+        }
+
+    def _objective(self, forward: Forward, step: int) -> Terms:
+        return Terms({"cross_entropy": forward.nats.mean()}, {"cross_entropy": 1.0})
+
+
+def train_prior(
+    job: PriorJob,
+    run: Run,
+    *,
+    evaluations: tuple[Evaluation, ...] = (),
+    tick: Tick = lambda done, words: None,
+) -> Outcome:
+    """Trains to the end, or to a SIGTERM; a finished run has ``model/``."""
+    outcome = fit(job, job.config.loop, run, evaluations=evaluations, tick=tick)
+    if outcome.finished and run.world.is_main:
+        job.prior.save(run.folder / "model")
+    return outcome
+
+
+@torch.no_grad()
+def nats_per_position(
+    prior: Prior, shards: TokenShards, num: int, device: torch.device, batch: int = 128
+) -> Float[Tensor, " position"]:
+    """Mean surprise at each position over the first ``num`` sequences, in nats; labels are given.
+
+    The mean over positions is the validation loss; the paper's central picture is that causal
+    tokens lower it at every position, most at the end (its Figure 9).
+    """
+    was_training = prior.training
+    prior.eval()
+    total = torch.zeros(prior.config.num_tokens, dtype=torch.float64)
+    num = min(num, len(shards))
+    for start in range(0, num, batch):
+        rows = range(start, min(start + batch, num))
+        tokens, labels = first_views(shards, rows), shards.labels[rows.start : rows.stop]
+        total += prior.nats(tokens.to(device), labels.to(device)).double().sum(0).cpu()
+    prior.train(was_training)
+    return total / num
+
+
+def first_views(shards: TokenShards, rows: Iterable[int]) -> TokenSequence:
+    """The tokens of the central view of some pictures."""
+    return torch.stack([shards[row][0] for row in rows])

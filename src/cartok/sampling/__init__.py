@@ -1,0 +1,1 @@
+"""Sampling: where a prior's tokens meet the tokenizer that turns them into pictures."""

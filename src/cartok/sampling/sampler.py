@@ -1,0 +1,230 @@
+"""Pictures from a prior and its tokenizer; the one place where both meet.
+
+A sample is a function of (seed, index) alone: its noise is one uniform number for each position,
+from a counter-based generator keyed by the two. Batch size, order and number of devices do not
+enter, but for rounding: a draw within a rounding error of the border of two codes may fall to
+either side.
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+
+from cartok.core.config import config, config_of, nearest
+from cartok.core.errors import UserError
+from cartok.core.shapes import Image, Labels, Tokens, TokenSequence
+from cartok.prior.model import Prior
+from cartok.sampling.guidance import SCHEDULES, Scores, guided, tempered, top_k, top_p
+
+
+@runtime_checkable
+class TokenDecoder(Protocol):
+    """What sampling asks of a tokenizer."""
+
+    @property
+    def digest(self) -> str:
+        """Names the tokenizer and its weights."""
+        ...
+
+    def image_of(self, tokens: Tokens) -> Image:
+        """The pictures that tokens stand for."""
+        ...
+
+
+@config
+class SamplingConfig:
+    """How samples are drawn; the defaults are plain ancestral sampling (paper, A.2)."""
+
+    seed: int
+    guidance: float = 1.0
+    # 1: none; the paper searches 1.5 to 2.25
+    schedule: str = "constant"
+    temperature: float = 1.0
+    # 0: the likeliest code
+    top_k: int = 0
+    # 0: all codes
+    top_p: float = 1.0
+    batch: int = 64
+    # pictures at once; twice as many rows run when guided
+    first_index: int = 0
+    # of the first label; the others follow
+
+    def __post_init__(self) -> None:
+        """Refuses values that mean no distribution."""
+        if not 0 <= self.seed < 2**64 or not 0 <= self.first_index < 2**64:
+            raise ValueError("seed and first_index lie in [0, 2^64)")
+        if self.schedule not in SCHEDULES:
+            hint = nearest(self.schedule, list(SCHEDULES))
+            raise ValueError(f"unknown guidance schedule '{self.schedule}'; {hint}")
+        if self.temperature < 0:
+            raise ValueError(
+                f"temperature is 0 (the likeliest code) or more, but is {self.temperature:g}"
+            )
+        if self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError("top_k is 0 (all codes) or more, and top_p lies in (0, 1]")
+        if self.batch < 1:
+            raise ValueError("batch is at least 1")
+
+
+class Sampler:
+    """Draws pictures from a prior whose tokens ``tokenizer`` made; eager, with a KV cache.
+
+    Raises:
+        UserError: the prior was trained on another tokenizer's tokens.
+    """
+
+    def __init__(self, prior: Prior, tokenizer: TokenDecoder) -> None:
+        if prior.tokenizer_digest != tokenizer.digest:
+            raise UserError(
+                f"tokens made by another tokenizer: the prior learned those of "
+                f"'{prior.tokenizer_digest}', but this one is '{tokenizer.digest}'; load the "
+                "tokenizer the prior was trained with"
+            )
+        self.prior = prior
+        self.tokenizer = tokenizer
+
+    def sample(
+        self,
+        labels: Labels | list[int],
+        seed: int,
+        guidance: float = 1.0,
+        *,
+        progress: Callable[[int], None] | None = None,
+        **options: Any,
+    ) -> Image:
+        """One picture for each label; ``sample_tokens``, decoded in the same batches."""
+        tokens = self.sample_tokens(labels, seed, guidance, progress=progress, **options)
+        grids = tokens.unflatten(1, self.prior.config.grid)
+        batch = _choice(seed, guidance, options).batch
+        with torch.inference_mode():
+            pictures = [self.tokenizer.image_of(grid) for grid in grids.split(batch)]
+        return torch.cat(pictures)
+
+    def sample_tokens(
+        self,
+        labels: Labels | list[int],
+        seed: int,
+        guidance: float = 1.0,
+        *,
+        progress: Callable[[int], None] | None = None,
+        **options: Any,
+    ) -> TokenSequence:
+        """Tokens for each label, drawn in eval mode; ``options`` are fields of ``SamplingConfig``.
+
+        Label i is sample ``first_index + i``. The number of classes stands for "no class".
+        ``progress`` is called after each batch with the number of samples finished.
+
+        Raises:
+            UserError: an option means no distribution, a label is out of range, an unconditional
+                prior should be guided, or the prior gives logits that are not finite.
+        """
+        choice = _choice(seed, guidance, options)
+        labels = self._checked(torch.as_tensor(labels, dtype=torch.long), choice)
+        num_positions = self.prior.config.num_tokens
+        tokens = labels.new_empty(len(labels), num_positions)
+        with torch.inference_mode(), _evaluating(self.prior):
+            for start in range(0, len(labels), choice.batch):
+                some = labels[start : start + choice.batch]
+                noise = uniforms(seed, choice.first_index + start, len(some), num_positions)
+                stop = start + len(some)
+                tokens[start:stop] = self._draw_batch(some, noise.to(labels.device), choice)
+                if progress is not None:
+                    progress(stop)
+        return tokens
+
+    def _checked(self, labels: Labels, choice: SamplingConfig) -> Labels:
+        num_classes = self.prior.config.num_classes
+        if num_classes == 0 and choice.guidance != 1:
+            raise UserError(
+                f"guidance needs a prior with classes, but this one is unconditional and "
+                f"guidance is {choice.guidance:g}; leave guidance at 1"
+            )
+        if len(labels) == 0:
+            raise UserError("sampling needs one label for each picture, but got none")
+        wrong = labels[(labels < 0) | (labels > num_classes)]
+        if len(wrong):
+            raise UserError(
+                f"labels lie in [0, {num_classes}], where {num_classes} means no class, "
+                f"but one is {int(wrong[0])}"
+            )
+        return labels.to(self.prior.rotary.device)
+
+    def _draw_batch(
+        self, labels: Labels, noise: Float[Tensor, "batch position"], choice: SamplingConfig
+    ) -> TokenSequence:
+        """Tokens of one batch; guided, its unconditional twin runs as more rows of the batch."""
+        is_guided = choice.guidance != 1
+        no_class = torch.full_like(labels, self.prior.config.num_classes)
+        previous = torch.cat([labels, no_class]) if is_guided else labels
+        cache = self.prior.empty_cache(len(previous))
+        num_positions = noise.shape[1]
+        schedule = SCHEDULES[choice.schedule]
+        drawn, all_finite = [], torch.ones((), dtype=torch.bool, device=labels.device)
+        for position in range(num_positions):
+            logits = self.prior.step(previous, cache).double()
+            all_finite &= logits.isfinite().all()
+            if is_guided:
+                scale = schedule(choice.guidance, position, num_positions)
+                logits = guided(*logits.chunk(2), scale)
+            logits = top_k(tempered(logits, choice.temperature), choice.top_k)
+            drawn.append(codes_at(top_p(logits, choice.top_p), noise[:, position]))
+            previous = drawn[-1].repeat(2) if is_guided else drawn[-1]
+        if not all_finite:
+            raise UserError(
+                "the prior gives logits that are not finite, so nothing can be drawn; its "
+                "training diverged or its weights are damaged: load an earlier checkpoint"
+            )
+        return torch.stack(drawn, dim=1)
+
+
+def uniforms(
+    seed: int, first_index: int, num: int, num_positions: int
+) -> Float[Tensor, "index position"]:
+    """Numbers in [0, 1), float64: row i is a function of (seed, first_index + i) alone.
+
+    Philox bits, keyed by seed and index; the top 53 of each 64.
+    """
+    indices = range(first_index, first_index + num)
+    keys = [np.array([seed, index], dtype=np.uint64) for index in indices]
+    bits = np.stack([np.random.Philox(key=key).random_raw(num_positions) for key in keys])
+    return torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53)
+
+
+def codes_at(logits: Scores, uniform: Float[Tensor, " batch"]) -> Integer[Tensor, " batch"]:
+    """The code at each ``uniform`` of the cumulative softmax: code c for a share p(c) of [0, 1).
+
+    In float64. A code of probability 0 is never drawn, not even at the ends.
+    """
+    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    below_total = torch.nextafter(total, torch.zeros_like(total))
+    aim = torch.minimum(uniform[:, None] * total, below_total)
+    drawn = torch.searchsorted(cumulative, aim, right=True)[:, 0]
+    return drawn.clamp(max=logits.shape[-1] - 1)  # past the end only if not a number
+
+
+def balanced_labels(num: int, num_classes: int) -> Labels:
+    """``num`` labels, each class equally often; the first ``num % num_classes`` once more.
+
+    All 0 for an unconditional prior (no classes).
+    """
+    return torch.arange(num) % max(num_classes, 1)
+
+
+def _choice(seed: int, guidance: float, options: dict[str, Any]) -> SamplingConfig:
+    return config_of(SamplingConfig, {"seed": seed, "guidance": guidance, **options})
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Generator[None]:
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)

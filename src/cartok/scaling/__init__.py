@@ -1,0 +1,1 @@
+"""Numbers to pages and laws: reads records and summaries, never a network."""

@@ -1,0 +1,217 @@
+"""Charts as inline SVG: small, deterministic, and coloured by the page.
+
+Colours are CSS variables of the page (``page/report.css``), so that one chart serves a light, a
+dark and a printed page. Text stays text. Nothing here knows what a chart is about.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from numpy import array
+
+Points = Sequence[Sequence[float]]
+"""[[x, y], ...]"""
+
+INK, RULE = "#010203", "#040506"
+TONES = tuple(f"#0{i}0a0b" for i in range(7))
+"""Stand-ins that matplotlib accepts; ``_svg`` replaces them by the page's variables."""
+
+DASHES = ((0, (4, 2)), "-", (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+"""Series 0, the baseline, is dashed and series 1, the causal one, solid."""
+
+DIVERGING = ("#0072B2", "#9CC9E3", "#EDEDED", "#F0B48A", "#D55E00")
+"""Below 0, 0, above 0; Okabe and Ito's blue and vermillion."""
+
+LOG_FROM = 30.0
+"""The ratio of largest to smallest value from which a vertical axis is logarithmic."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line; ``tone`` picks colour and dash, the same everywhere on a page."""
+
+    name: str
+    points: Points
+    tone: int
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A value with the interval around it, on a line of its own."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    tone: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two values of one arm, on a line of its own: a filled mark and a hollow one."""
+
+    name: str
+    filled: float
+    hollow: float
+    tone: int
+
+
+def line_chart(series: Sequence[Series], label: str, x_label: str = "step") -> str:
+    """Lines over steps; the vertical axis turns logarithmic for a large range above 0."""
+    figure, axes = _axes(3.6, 2.1)
+    for one in series:
+        axes.plot(*_columns(one.points), **_style(one.tone))
+    _scale(axes, [y for one in series for _, y in one.points])
+    axes.set_xlabel(x_label)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(_PLAIN)
+    return _svg(figure, label)
+
+
+def position_chart(series: Sequence[Series], row_length: int, label: str) -> str:
+    """Lines over token positions, with a rule where each row of the token grid begins."""
+    figure, axes = _axes(7.2, 2.6)
+    last = max(len(one.points) for one in series)
+    for start in range(row_length, last, row_length):
+        axes.axvline(start - 0.5, color=RULE, linewidth=0.6)
+    for one in series:
+        axes.plot(*_columns(one.points), **_style(one.tone))
+    axes.set_xlim(-0.5, last - 0.5)
+    axes.set_xlabel("position, row by row")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.yaxis.set_major_formatter(_PLAIN)
+    return _svg(figure, label)
+
+
+def heat_map(values: Sequence[Sequence[float]], limits: tuple[float, float], label: str) -> str:
+    """A cell per place of the token grid. Limits around 0 get diverging colours."""
+    figure, axes = _axes(2.4, 2.3)
+    diverging = limits[0] < 0
+    colours = (
+        LinearSegmentedColormap.from_list("blue to vermillion", DIVERGING)
+        if diverging
+        else matplotlib.colormaps["cividis"]
+    )
+    mesh = axes.pcolormesh(
+        array(values), cmap=colours, norm=Normalize(*limits), edgecolors="face", linewidth=0.3
+    )
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
+    axes.set_axis_off()
+    bar = figure.colorbar(mesh, ax=axes, orientation="horizontal", pad=0.05, aspect=18)
+    bar.outline.set_visible(False)
+    bar.solids.set_edgecolor("face")
+    bar.ax.xaxis.set_major_locator(MaxNLocator(3))
+    bar.ax.xaxis.set_major_formatter(_PLAIN)
+    bar.ax.tick_params(color=INK, labelcolor=INK, length=2)
+    return _svg(figure, label)
+
+
+def interval_chart(marks: Sequence[Mark], label: str) -> str:
+    """A line for each value with its interval: whether they overlap is seen at once."""
+    figure, axes = _rows(mark.name for mark in marks)
+    for row, mark in enumerate(marks):
+        style = {"color": TONES[mark.tone], "zorder": 3}
+        axes.plot([mark.low, mark.high], [row, row], linestyle=DASHES[mark.tone], **style)
+        axes.plot([mark.low, mark.high], [row, row], linestyle="", marker="|", **style)
+        axes.plot([mark.value], [row], marker="o", **style)
+    return _svg(figure, label)
+
+
+def pair_chart(pairs: Sequence[Pair], label: str) -> str:
+    """A line for each arm with two marks, joined: which is larger, and by how much."""
+    figure, axes = _rows(pair.name for pair in pairs)
+    for row, pair in enumerate(pairs):
+        style = {"color": TONES[pair.tone], "markersize": 7}
+        axes.plot([pair.filled, pair.hollow], [row, row], linewidth=1, color=TONES[pair.tone])
+        axes.plot([pair.hollow], [row], marker="s", markerfacecolor="none", **style)
+        axes.plot([pair.filled], [row], marker="o", **style)
+    axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+    return _svg(figure, label)
+
+
+_PLAIN = FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−"))
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.patch.set_visible(False)
+    figure.patch.set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(RULE)
+    axes.tick_params(color=RULE, labelcolor=INK, length=3)
+    axes.xaxis.label.set_color(INK)
+    axes.grid(axis="y", color=RULE, linewidth=0.5)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _rows(names) -> tuple[Figure, Axes]:
+    names = list(names)
+    figure, axes = _axes(3.6, 0.6 + 0.35 * len(names))
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x", color=RULE, linewidth=0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(_PLAIN)
+    return figure, axes
+
+
+def _columns(points: Points) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _style(tone: int) -> dict:
+    return {
+        "color": TONES[tone % len(TONES)],
+        "linestyle": DASHES[(tone + tone // len(TONES)) % len(DASHES)],
+        "linewidth": 1.6,
+        "marker": None,
+        "clip_on": False,
+    }
+
+
+def _scale(axes: Axes, values: list[float]) -> None:
+    if values and min(values) > 0 and max(values) > LOG_FROM * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=6))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(_PLAIN)
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """The figure as one ``<svg>`` element with ``label`` read aloud in its place."""
+    buffer = io.StringIO()
+    settings = {"svg.fonttype": "none", "svg.hashsalt": label}
+    with matplotlib.rc_context(settings):
+        FigureCanvasSVG(figure).print_svg(
+            buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+    text = buffer.getvalue()
+    body = text[text.index(">", text.index("<svg")) + 1 :]
+    for pattern in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"(?<=<g) id=\"[^\"]*\""):
+        body = re.sub(pattern, "", body, flags=re.DOTALL)
+    box = re.search(r'viewBox="[^"]*"', text).group()
+    return f'<svg role="img" aria-label="{escape(label)}" {box}>{_coloured(body)}'
+
+
+def _coloured(body: str) -> str:
+    for tone, stand_in in enumerate(TONES):
+        body = body.replace(stand_in, f"var(--tone-{tone})")
+    return body.replace(INK, "currentColor").replace(RULE, "var(--rule)")

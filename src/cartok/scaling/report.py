@@ -1,0 +1,175 @@
+"""The report page of a demo, a run or a folder of runs: one HTML file that needs nothing else.
+
+It reads ``summary.json``, ``record.json`` and pictures, and computes nothing but differences.
+"""
+
+import base64
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from cartok.core.errors import UserError
+from cartok.core.files import read_json, write_text
+from cartok.scaling.figures import Figure, demo_figures, run_figures
+from cartok.scaling.measures import GROUPS, OTHERS, rows_of, shown, signed, span
+from cartok.scaling.verdict import verdict_of
+
+ARMS = ("baseline", "causal")
+
+PICTURES = {
+    "Held-out pictures": {
+        "inputs": "as they went in",
+        "baseline-reconstructions": "baseline: through its tokens and back",
+        "causal-reconstructions": "causal: through its tokens and back",
+    },
+    "Samples": {
+        "baseline-samples": "baseline: drawn by its prior",
+        "causal-samples": "causal: drawn by its prior",
+    },
+}
+"""Files of a demo's ``pictures`` folder, by section, with what they show."""
+
+
+def write_report(folder: str | Path) -> Path:
+    """Writes ``report.html`` into a demo's folder, a run's, or one that holds runs; its path.
+
+    Raises:
+        UserError: the folder holds neither a summary nor a record, or one that cannot be read.
+    """
+    folder = Path(folder)
+    records = _records(folder)
+    if (folder / "summary.json").is_file():
+        page = _demo_page(folder, read_summary(folder / "summary.json"), records)
+    elif records:
+        page = _runs_page(folder, records)
+    else:
+        raise UserError(
+            f"a report is made of summary.json or record.json, but {folder} holds neither; "
+            "give the folder of a demo or of runs that have ended"
+        )
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def closing_table(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Every number of a demo as (name, baseline, causal, unit), as the page and a terminal show."""
+    return [
+        (row.measure.name, *(cell.text if cell else "" for cell in (row.baseline, row.causal)),
+         row.unit)
+        for row in rows_of(summary)
+    ]  # fmt: skip
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """A demo's summary, checked as far as a page needs it.
+
+    Raises:
+        UserError: an arm is missing or an entry is no number with a unit.
+    """
+    summary = read_json(path, "a demo's summary")
+    arms = {arm: summary.get(arm) for arm in ARMS} if isinstance(summary, dict) else {}
+    if not arms or not all(isinstance(arm, dict) for arm in arms.values()):
+        raise UserError(f"a summary holds 'baseline' and 'causal', but {path} lacks one; rerun it")
+    for name, arm in arms.items():
+        for key, score in arm.items():
+            if not isinstance(score, dict) or not isinstance(score.get("value"), int | float):
+                raise UserError(
+                    f"every number of a summary is a value with a unit, but '{name}.{key}' of "
+                    f"{path} is {str(score)[:80]!r}; rerun the demo"
+                )
+    return summary
+
+
+def _demo_page(folder: Path, summary: dict[str, Any], records: dict[str, dict]) -> str:
+    rows, about = rows_of(summary), summary.get("about", {})
+    groups = [(name, [row for row in rows if row.group == name]) for name in (*GROUPS, OTHERS)]
+    return _environment().get_template("demo.html.jinja").render(
+        summary=summary,
+        about=about,
+        rows={row.key: row for row in rows},
+        groups=[(name, found) for name, found in groups if found],
+        verdict=verdict_of(rows, about),
+        pictures=_pictures(folder / "pictures"),
+        figures=demo_figures(rows, records),
+        command=_command(about),
+    )  # fmt: skip
+
+
+def _runs_page(folder: Path, records: dict[str, dict]) -> str:
+    return _environment().get_template("runs.html.jinja").render(
+        title=folder.resolve().name,
+        runs=[_run(name, record) for name, record in records.items()],
+        score_names=sorted({name for record in records.values() for name in _scores(record)}),
+        figures=run_figures(records),
+    )  # fmt: skip
+
+
+def _run(name: str, record: dict[str, Any]) -> dict[str, Any]:
+    """A record's row; what it lacks is ``None``."""
+    parameters = record.get("parameters")
+    if isinstance(parameters, dict):
+        parameters = sum(parameters.values())
+    return {
+        "name": name,
+        "kind": record.get("kind", ""),
+        "parameters": parameters,
+        "scores": _scores(record),
+        **{key: record.get(key) for key in ("steps", "flops", "seconds", "peak_memory_bytes")},
+        "provenance": record.get("provenance", {}),
+        "digest": record.get("digest", ""),
+    }
+
+
+def _scores(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return record.get("scores") or {}
+
+
+def _records(folder: Path) -> dict[str, dict[str, Any]]:
+    """Records below a folder, by the path of their run; a run's own record is named as it is."""
+    found = {}
+    for path in sorted(folder.rglob("record.json")):
+        record = read_json(path, "a run's record")
+        if not isinstance(record, dict) or not isinstance(record.get("curves", {}), dict):
+            raise UserError(f"a record is what a run wrote when it ended, but {path} is not")
+        name = path.parent.relative_to(folder).as_posix()
+        found[folder.resolve().name if name == "." else name] = record
+    return found
+
+
+def _pictures(folder: Path) -> dict[str, list[dict[str, str]]]:
+    """The pictures that are there, by section, as data addresses."""
+    return {
+        section: [
+            {"name": name, "caption": caption, "source": _embedded(folder / f"{name}.png")}
+            for name, caption in files.items()
+            if (folder / f"{name}.png").is_file()
+        ]
+        for section, files in PICTURES.items()
+    }
+
+
+def _embedded(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _command(about: dict[str, Any]) -> str:
+    """What repeats a demo."""
+    options = ([f"--{name}", str(about[name])] for name in ("data", "seed", "minutes")
+               if name in about)  # fmt: skip
+    return shlex.join(["cartok", "demo", *(word for option in options for word in option)])
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"shown": shown, "signed": signed, "span": span}
+    return environment

@@ -1,0 +1,70 @@
+"""A data set of pictures to token shards, stamped with the tokenizer that made them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from cartok.core.errors import UserError
+from cartok.core.progress import Progress
+from cartok.core.shapes import image_of_pixels
+from cartok.data.pictures import Pictures
+from cartok.data.tokens import TokenManifest, TokenWriter
+from cartok.data.views import Kind, View, views_of
+from cartok.tokenizer.model import Tokenizer
+
+
+def extract(
+    tokenizer: Tokenizer,
+    splits: dict[Literal["train", "val"], Pictures],
+    folder: Path,
+    *,
+    source: str,
+    view: View,
+    kind: Kind,
+    batch: int = 64,
+    progress: Progress | None = None,
+) -> TokenManifest:
+    """Writes the tokens of every picture and view, split by split.
+
+    Raises:
+        UserError: the view's size is no multiple of the tokenizer's factor; the disk is full.
+    """
+    device = next(tokenizer.parameters()).device
+    manifest = TokenManifest(
+        tokenizer_digest=tokenizer.digest,
+        codebook_size=tokenizer.codebook_size,
+        grid=_grid_of(tokenizer, view),
+        classes=splits["train"].classes,
+        source=source,
+        picture_digests={split: pictures.digest for split, pictures in splits.items()},
+        view=view,
+        kind=kind,
+    )
+    writer = TokenWriter(folder, manifest)
+    progress = progress or Progress()
+    for split, pictures in splits.items():
+        with progress.stage(f"tokens, {split}", len(pictures)) as tick:
+            for indices in _chunks(len(pictures), batch):
+                loaded = [pictures.load(index) for index in indices]
+                pixels = torch.stack([views_of(item.picture, view, kind) for item in loaded])
+                num, num_views = pixels.shape[:2]
+                image = image_of_pixels(pixels.flatten(0, 1)).to(device)
+                tokens = tokenizer.tokens_of(image).view(num, num_views, -1)
+                labels = torch.from_numpy(pictures.labels[[item.index for item in loaded]])
+                writer.add(split, tokens.cpu(), labels)
+                tick(indices.stop, "")
+    return writer.finish()
+
+
+def _grid_of(tokenizer: Tokenizer, view: View) -> tuple[int, int]:
+    try:
+        return tokenizer.grid_of(view.size, view.size)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _chunks(num: int, batch: int) -> Iterator[range]:
+    for start in range(0, num, batch):
+        yield range(start, min(start + batch, num))

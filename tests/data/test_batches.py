@@ -1,0 +1,132 @@
+import os
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from cartok.core.errors import UserError
+from cartok.core.shapes import pixels_of
+from cartok.data.batches import all_images, image_batches
+from cartok.data.images import open_pictures
+from cartok.data.stores import FolderStore
+from cartok.data.views import View, center_view
+
+VIEW = View(size=24, min_scale=0.5)
+
+
+@pytest.fixture
+def pictures(two_classes):
+    return open_pictures(two_classes, "all")
+
+
+def some(pictures, num, **options):
+    options = {"batch": 6, "seed": 1, "start": 0, "augment": True} | options
+    return list(islice(image_batches(pictures, VIEW, **options), num))
+
+
+def assert_equal(left, right):
+    for a, b in zip(left, right, strict=True):
+        for field in ("image", "labels", "indices", "positions"):
+            assert getattr(a, field).equal(getattr(b, field)), field
+
+
+def test_resumed_batches_equal_uninterrupted_ones(pictures):
+    whole = some(pictures, 16)  # 96 pictures: crosses two epochs of 40
+    assert_equal(some(pictures, 9, start=42), whole[7:])
+
+
+def test_ranks_share_one_global_batch(pictures):
+    (whole,) = some(pictures, 1, batch=8)
+    parts = [some(pictures, 1, batch=2, rank=rank, world_size=4)[0] for rank in range(4)]
+    assert torch.stack([part.image for part in parts], dim=1).flatten(0, 1).equal(whole.image)
+
+
+def test_batches_are_the_same_for_any_number_of_workers(pictures):
+    assert_equal(some(pictures, 10, workers=2, start=6), some(pictures, 10, start=6))
+
+
+def test_labels_follow_their_pictures(pictures):
+    for batch in some(pictures, 8):
+        assert (batch.labels.numpy() == pictures.labels[batch.indices]).all()
+        assert batch.image.abs().max() <= 1
+
+
+def test_epochs_show_a_picture_in_different_views(pictures):
+    seen = some(pictures, 2, batch=40)
+    first, second = (batch.image[batch.indices.argsort()] for batch in seen)
+    assert not first.equal(second)
+
+
+def test_without_augmentation_every_view_is_central(pictures):
+    batch = some(pictures, 1, augment=False)[0]
+    for image, index in zip(pixels_of(batch.image), batch.indices, strict=True):
+        assert image.equal(center_view(pictures.read(int(index)), VIEW))
+
+
+def test_all_images_come_once_and_in_order(pictures):
+    batches = list(all_images(pictures, VIEW, 16))
+    assert [len(batch.labels) for batch in batches] == [16, 16, 8]
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(40))
+
+
+def test_making_batches_draws_nothing_from_the_global_generator(pictures):
+    before = torch.get_rng_state()
+    some(pictures, 2, workers=1)
+    assert torch.get_rng_state().equal(before)
+
+
+def test_a_picture_that_cannot_be_decoded_brings_its_replacements_label(fill):
+    root = fill("pets", [f"{name}/{i:02d}.png" for name in ("cat", "dog") for i in range(60)])
+    last_cat = root / "cat" / "59.png"
+    last_cat.write_bytes(last_cat.read_bytes()[:500])
+    batches = list(all_images(open_pictures(root, "all"), VIEW, 120))
+    assert batches[0].indices[59] == 60
+    assert batches[0].labels[59] == 1
+
+
+class FatalStore(FolderStore):
+    """Kills the process that opens row 20 after the headers were read."""
+
+    armed = False
+
+    def open(self, row):
+        if self.armed and row == 20:
+            os._exit(9)
+        return super().open(row)
+
+
+def test_a_worker_that_dies_raises(pictures):
+    pictures.store = FatalStore(pictures.store.root, pictures.store.names)
+    pictures.store.armed = True
+    with pytest.raises(UserError, match="data workers must live, but one died"):
+        some(pictures, 40, workers=1)
+
+
+def test_a_workers_complaint_comes_as_one_line(pictures):
+    for number in (3, 5):
+        path = pictures.store.root / pictures.store.names[number]
+        path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match="at most 1 %") as caught:
+        some(pictures, 40, workers=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_small_pictures_are_decoded_once(pictures, monkeypatch):
+    num_opened = 0
+    opened = FolderStore.open
+
+    def count(store, row):
+        nonlocal num_opened
+        num_opened += 1
+        return opened(store, row)
+
+    monkeypatch.setattr(FolderStore, "open", count)
+    some(pictures, 3, batch=40)
+    assert num_opened == 40
+
+
+def test_large_pictures_are_not_kept(fill):
+    pictures = open_pictures(fill("large", ["a.png", "b.png"], (65, 65)), "all")
+    assert np.asarray(pictures.read(0)).shape == (65, 65, 3)
+    assert not pictures._cache
