@@ -52,6 +52,13 @@ def test_split_folders_are_taken_as_they_are(fill, word):
     assert len(open_pictures(root, "all")) == 12
 
 
+def test_a_single_split_folder_counts_as_no_split(fill):
+    root = fill("split", [f"train/{name}/{i}.png" for name in "ab" for i in range(20)])
+    assert len(open_pictures(root, "train")) == 36
+    assert len(open_pictures(root, "val")) == 4
+    assert open_pictures(root, "val").classes == ("a", "b")
+
+
 def test_a_tenth_is_held_out_when_there_is_no_validation_split(two_classes):
     train, val = open_pictures(two_classes, "train"), open_pictures(two_classes, "val")
     assert (len(train), len(val)) == (36, 4)

@@ -55,6 +55,11 @@ def test_trailing_zeros_of_a_seed_do_not_repeat_a_stream():
     assert len({stream.random() for stream in streams}) == 3
 
 
+def test_a_batch_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one sample"):
+        Order(5, seed=0).take(0)
+
+
 def test_every_choice_comes_in_the_end():
     samples = Order(20, seed=0).take(400)
     assert {choice_at(sample, 20, 0, 3) for sample in samples} == {0, 1, 2}

@@ -78,6 +78,20 @@ def test_rows_without_a_label_are_skipped_as_faulty(parquet):
     assert [fault.name for fault in pictures.skipped] == ["train.parquet:150"]
 
 
+def test_splits_of_other_names_are_left_alone(parquet):
+    for number, word in enumerate(("train", "extra", "test")):
+        folder = parquet(f"d/{word}.parquet", [0, 1], seed=10 * number).parent
+    assert len(open_pictures(folder, "train")) == 2
+
+
+@pytest.mark.parametrize("labels", [["dog", "cat"], [None, None]])
+def test_files_of_different_layouts_are_refused(parquet, labels):
+    parquet("d/train-0.parquet", [0, 1])
+    folder = parquet("d/train-1.parquet", labels).parent
+    with pytest.raises(UserError, match="all tables must have one layout"):
+        open_pictures(folder, "train")
+
+
 def test_damaged_parquet_is_refused(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(UserError, match="not readable parquet"):
@@ -127,7 +141,6 @@ def test_a_hub_data_set_that_cannot_be_reached_is_one_line(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
 def test_the_real_loader_opens_a_local_folder(parquet, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

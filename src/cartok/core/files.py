@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,22 +25,39 @@ def staged(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    remove(temporary)  # left by a killed process of the same number: in a container all have it
     try:
-        yield temporary
-        _sync(temporary)
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    except BaseException as error:
-        _remove(temporary)
+        with full_disk_explained(path):
+            yield temporary
+            _sync(temporary)
+            _put(temporary, path)
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+@contextmanager
+def full_disk_explained(path: Path) -> Iterator[None]:
+    """Turns the failure of a body that writes ``path`` into a ``UserError`` if the disk is full."""
+    try:
+        yield
+    except Exception as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         # safetensors reports a failed write as its own exception; only its text tells why.
-        if full or "No space left" in str(error):
-            raise UserError(
-                f"the disk is full: {path} was not written and nothing else was changed; "
-                "free some space and run again with --resume"
-            ) from error
-        raise
+        if not full and "No space left" not in str(error):
+            raise
+        raise UserError(
+            f"the disk is full: {path} was not written and nothing else was changed; "
+            "free some space and run again with --resume"
+        ) from error
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a folder with all it holds, or a link but not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -51,6 +69,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file atomically, indented; refuses NaN and infinity, which JSON lacks."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The same JSON value with null in place of NaN and infinity, which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -74,8 +101,13 @@ def _sync(path: Path) -> None:
             os.fsync(handle.fileno())
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _put(temporary: Path, path: Path) -> None:
+    if not path.is_dir():
+        os.replace(temporary, path)
+        return
+    # No rename replaces a folder, so the old one steps aside, and goes only when the new is there.
+    aside = temporary.with_name(temporary.name.replace(".part", ".old.part"))
+    remove(aside)
+    os.replace(path, aside)
+    os.replace(temporary, path)
+    remove(aside)

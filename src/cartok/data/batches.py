@@ -5,11 +5,13 @@ was interrupted. Ranks share one global order.
 """
 
 import multiprocessing
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 
 import torch
 from jaxtyping import Integer
@@ -51,15 +53,15 @@ def image_batches(
     """Endless batches of ``batch`` pictures for this rank, from position ``start``.
 
     ``start`` counts the pictures that all ranks have drawn before. With ``augment`` the view is
-    random by (seed, epoch, index), otherwise central. ``workers`` processes decode ahead; 0
-    decodes here. Read ahead of its consumer, it holds at most two batches a worker.
+    random by (seed, epoch, index), otherwise central. ``workers`` processes decode ahead, two
+    batches each; 0 decodes here.
 
     Raises:
         UserError: a worker process died, or more than 1 % of the pictures cannot be decoded.
     """
     order = Order(len(pictures), seed=seed, start=start, rank=rank, world_size=world_size)
     maker = _Maker(pictures, view, seed if augment else None)
-    requests = iter(lambda: order.take(batch), [])
+    requests = (order.take(batch) for _ in count())
     return _from_workers(maker, requests, workers) if workers else map(maker.batch_of, requests)
 
 
@@ -92,10 +94,10 @@ class _Maker(Dataset):
             positions=torch.tensor([sample.position for sample in samples]),
         )
 
-    def __getitem__(self, samples: list[Sample]) -> Batch | UserError:
+    def __getitem__(self, index: list[Sample]) -> Batch | UserError:
         # A raised error would reach the caller wrapped in a worker's traceback.
         try:
-            return self.batch_of(samples)
+            return self.batch_of(index)
         except UserError as error:
             return error
 
@@ -116,18 +118,33 @@ def _from_workers(maker: _Maker, requests: Iterator[list[Sample]], workers: int)
         # Its own, so that making the loader draws nothing from the global generator.
         generator=torch.Generator().manual_seed(0),
     )
+    batches = _started(loader)
+    try:
+        while True:
+            result = next(batches)
+            if isinstance(result, UserError):
+                raise result
+            yield result
+    except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+        raise _explained(error) from error
+    finally:
+        # Ends the workers now; kept alive by a traceback, they would be waited for in vain.
+        del batches
+
+
+def _started(loader: DataLoader) -> Iterator[Batch | UserError]:
+    """Starts the workers, without two side effects that torch and Python have on that occasion."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD) if is_main and hasattr(signal, "SIGCHLD") else None
     with warnings.catch_warnings():
         # Python 3.12 and newer warn of every fork of a process with threads.
         warnings.simplefilter("ignore", DeprecationWarning)
         batches = iter(loader)
-    while True:
-        try:
-            result = next(batches)
-        except RuntimeError as error:
-            raise _explained(error) from error
-        if isinstance(result, UserError):
-            raise result
-        yield result
+    if handler is not None:
+        # torch's handler raises in whatever code runs when a worker dies, be it in the middle of
+        # a checkpoint. Without it the death is noticed when the next batch is asked for.
+        signal.signal(signal.SIGCHLD, handler)
+    return batches
 
 
 def _context() -> str:
@@ -137,8 +154,12 @@ def _context() -> str:
     return "spawn"
 
 
-def _explained(error: RuntimeError) -> Exception:
-    if not str(error).startswith("DataLoader worker"):
+def _explained(error: Exception) -> Exception:
+    """The user's error if a worker died: torch says so, or its last batch cannot be fetched."""
+    if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
         return error
-    reason = str(error).splitlines()[0]
-    return UserError(f"data workers must live, but one died ({reason}); use fewer, or 0")
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return UserError(
+        f"data workers must live, but one died ({reason}), often for want of memory; "
+        "use fewer workers, or 0"
+    )

@@ -5,7 +5,7 @@ Opening reads headers, not pixels. What cannot be used is counted, named and ski
 """
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +27,16 @@ Split = Literal["train", "val", "all"]
 """``all`` is every picture, split or not: for scoring and inspecting."""
 
 
+# Threads hide the latency of network disks; pieces keep the queue short for millions of files.
+_THREADS, _PIECE = 8, 512
+
+
 @dataclass(frozen=True, slots=True)
 class _Header:
     row: int
     size: tuple[int, int]
     mode: str
     signature: str
-
-
-# Threads hide the latency of network disks; pieces keep the queue short for millions of files.
-_THREADS, _PIECE = 8, 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,18 +141,15 @@ def held_out(listing: Listing, rows: Int[np.ndarray, " row"]) -> Bool[np.ndarray
     keys = [content_key(listing.store, int(row)) for row in rows]
     for key, label in zip(keys, listing.labels[rows], strict=True):
         classes_of[key].add(int(label))
-    left = defaultdict(int)
-    for label in (label for labels in classes_of.values() for label in labels):
-        left[label] += 1
-    _refuse_single(listing, dict(left))
+    left = Counter(label for labels in classes_of.values() for label in labels)
+    _refuse_single(listing, left)
     held: set[str] = set()
     for key in sorted(classes_of):
         if len(held) >= max(1, round(len(classes_of) / 10)):
             break
         if all(left[label] > 1 for label in classes_of[key]):
             held.add(key)
-            for label in classes_of[key]:
-                left[label] -= 1
+            left.subtract(classes_of[key])
     return np.array([key in held for key in keys])
 
 
@@ -175,7 +172,7 @@ def _header(listing: Listing, row: int) -> _Header | Fault:
         return Fault(store.name_of(row), reason_of(error))
 
 
-def _refuse_single(listing: Listing, num_contents: dict[int, int]) -> None:
+def _refuse_single(listing: Listing, num_contents: Counter[int]) -> None:
     single = sorted(label for label, count in num_contents.items() if count == 1)
     if not single:
         return

@@ -57,7 +57,9 @@ class Order(Iterator[Sample]):
         return sample
 
     def take(self, count: int) -> list[Sample]:
-        """The next ``count`` samples of this rank; moves on past them."""
+        """The next ``count`` samples of this rank, at least one; moves on past them."""
+        if count < 1:
+            raise ValueError(f"a batch has at least one sample, but got {count}")
         return [next(self) for _ in range(count)]
 
 

@@ -136,7 +136,8 @@ def _path_of(name: str) -> Path:
     package, file = PHOTOS[name]
     # Finding the package does not import it, which would cost a second.
     spec = importlib.util.find_spec(package)
-    path = Path(spec.submodule_search_locations[0] if spec else ".") / file
+    folders = (spec.submodule_search_locations if spec else None) or ["."]
+    path = Path(folders[0]) / file
     if not path.is_file():
         raise UserError(
             f"the photograph '{name}' comes with {package}, which has no {file} here; "

@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from jaxtyping import Int
@@ -105,7 +106,7 @@ class Pictures:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"an index is 0 to {len(self) - 1}, but got {index}")
-        for candidate in (*range(index, len(self)), *range(index)):
+        for candidate in chain(range(index, len(self)), range(index)):
             if candidate in self._broken:
                 continue
             try:

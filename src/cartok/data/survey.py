@@ -198,6 +198,6 @@ def _listed(words: Sequence[str]) -> str:
 
 def _thumbnail(picture: Image.Image) -> Image.Image:
     scale = _THUMBNAIL / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     smooth = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
     return picture.resize(size, smooth)

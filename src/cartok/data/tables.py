@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from cartok.core.errors import UserError
 from cartok.data.listing import NO_CLASS, Listing, check_classes, split_word, validation_word
-from cartok.data.stores import RowStore
+from cartok.data.stores import RowStore, reason_of
 
 MAX_PARQUET_BYTES = 8 << 30
 """The most parquet that is held in memory; the hub's loader maps more from disk."""
@@ -78,35 +78,34 @@ def hub_listing(name: str) -> Listing:
     try:
         splits = datasets.load_dataset(name)
     except Exception as error:  # whatever the loader or the network beneath it raises
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"the data set '{name}' could not be loaded: {reason}; check the name and the "
-            "connection, or download it and give the folder"
+            f"the data set '{name}' could not be loaded: {reason_of(error)}; check the name and "
+            "the connection, or download it and give the folder"
         ) from error
     parts: dict[str, list[NamedTable]] = {}
     for split, rows in splits.items():
         table = rows.data.table.replace_schema_metadata(rows.features.arrow_schema.metadata)
-        parts.setdefault(split_word(split), []).append(NamedTable(split, table))
+        parts.setdefault(split_word(str(split)), []).append(NamedTable(str(split), table))
     return tables_listing(parts)
 
 
 def tables_listing(parts: dict[str, list[NamedTable]]) -> Listing:
-    """The listing of tables by split word; tables without one are training data.
+    """The listing of tables by split word, "" for tables whose name tells none.
 
-    A single split counts as no split; of several validation splits the first word counts.
+    Those are the training data where nothing is called so. A single split counts as no split.
 
     Raises:
-        UserError: no column holds pictures, or labels are neither integers nor words.
+        UserError: no column holds pictures, tables differ, or labels are no integers or words.
     """
     held_word = validation_word(set(parts))
-    train = [named for word in ("", "train") for named in parts.get(word, [])]
+    train = parts.get("train") or parts.get("", [])
     held = parts.get(held_word, []) if held_word else []
     chosen = [*train, *held]
     columns = _columns_of(chosen[0])
     try:
         table = pa.concat_tables([_narrowed(named, columns) for named in chosen])
-    except pa.ArrowInvalid as error:
-        raise UserError(f"all parquet files must have one layout, but {error}") from error
+    except pa.ArrowException as error:
+        raise UserError(f"all tables must have one layout, but {reason_of(error)}") from error
     is_held = np.repeat([False, True], [_rows(train), _rows(held)])
     labels, classes = _labels_of(table, columns, is_held)
     return Listing(
@@ -121,8 +120,9 @@ def _read(file: Path) -> pa.Table:
     try:
         return pq.read_table(file)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file} is not readable parquet: {reason}; fetch it again") from error
+        raise UserError(
+            f"{file} is not readable parquet: {reason_of(error)}; fetch it again"
+        ) from error
 
 
 def _rows(tables: Sequence[NamedTable]) -> int:
@@ -174,14 +174,15 @@ def _labels_of(
         )
     # A negative label is how the hub writes "not labelled".
     values = [None if isinstance(value, int) and value < 0 else value for value in values]
-    of_split = [
-        {value for value, is_held in zip(values, held, strict=True) if is_held == wanted} - {None}
-        for wanted in (False, True)
+    found = [
+        (value, is_held) for value, is_held in zip(values, held, strict=True) if value is not None
     ]
-    present = sorted(of_split[0] if not held.all() else of_split[1])
-    names = {value: _class_name(value, columns.names) for value in set().union(*of_split)}
+    in_train = {value for value, is_held in found if not is_held}
+    in_held = {value for value, is_held in found if is_held}
+    names = {value: _class_name(value, columns.names) for value in in_train | in_held}
     if held.any() and not held.all():
-        check_classes(*({names[value] for value in found} for found in of_split))
+        check_classes({names[v] for v in in_train}, {names[v] for v in in_held})
+    present = sorted(in_train or in_held)
     numbers = {value: number for number, value in enumerate(present)}
     labels = [numbers.get(value, NO_CLASS) if present else 0 for value in values]
     return np.array(labels, dtype=np.int64), tuple(names[value] for value in present)

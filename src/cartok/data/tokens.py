@@ -52,11 +52,11 @@ class TokenManifest:
     tokenizer_digest: str
     codebook_size: int
     grid: tuple[int, int]
-    # rows, columns
+    """Rows and columns of tokens."""
     classes: tuple[str, ...]
     source: str
     picture_digests: dict[str, str]
-    # by split
+    """The digest of the pictures, by split."""
     view: View
     kind: Kind
     shards: tuple[TokenShard, ...] = ()
@@ -184,12 +184,13 @@ class TokenBatch:
     indices: Integer[Tensor, " batch"]
 
 
-def read_manifest(folder: Path) -> TokenManifest:
+def read_manifest(folder: str | Path) -> TokenManifest:
     """The manifest of a finished token folder.
 
     Raises:
         UserError: the folder is missing, is no token folder, is unfinished or has a bad manifest.
     """
+    folder = Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
         half = any(folder.glob("*.safetensors")) if folder.is_dir() else False
@@ -203,13 +204,13 @@ def read_manifest(folder: Path) -> TokenManifest:
         raise UserError(f"{path} is damaged: {error}; extract the tokens again") from error
 
 
-def open_tokens(folder: Path, split: Literal["train", "val"]) -> TokenShards:
+def open_tokens(folder: str | Path, split: Literal["train", "val"]) -> TokenShards:
     """The tokens of a split, after checking every file's hash, counts and values.
 
     Raises:
         UserError: the folder is unfinished or damaged, or holds nothing of the split.
     """
-    manifest = read_manifest(folder)
+    folder, manifest = Path(folder), read_manifest(folder)
     shards = [shard for shard in manifest.shards if shard.split == split]
     if not shards:
         raise UserError(f"{folder} must hold {split} tokens, but has none; extract that split too")

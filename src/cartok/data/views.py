@@ -34,13 +34,13 @@ class View:
     """What part of a picture is seen, and how it may vary in training."""
 
     size: int
-    # pixels
+    """Side of the crop, in pixels."""
     min_scale: float = 1.0
-    # the least share of the short side that a training crop covers; 1 means always all of it
+    """The least share of the short side that a training crop covers; 1 is always all of it."""
     flip: bool = True
-    # mirror half of the training crops
+    """Mirror half of the training crops."""
     resize: bool = True
-    # scale the short side to the crop; otherwise cut the crop at the picture's own scale
+    """Scale the crop from the short side; otherwise cut it at the picture's own scale."""
 
     def __post_init__(self):
         if self.size < 1:

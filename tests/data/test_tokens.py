@@ -1,0 +1,222 @@
+import dataclasses
+import hashlib
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from cartok.core.config import ConfigError
+from cartok.core.errors import UserError
+from cartok.data.tokens import (
+    MANIFEST,
+    TokenManifest,
+    TokenWriter,
+    open_tokens,
+    read_manifest,
+    token_batches,
+)
+from cartok.data.views import View
+
+ABOUT = TokenManifest(
+    tokenizer_digest="0123456789abcdef",
+    codebook_size=500,
+    grid=(2, 3),
+    classes=("cat", "dog", "emu"),
+    source="photos",
+    picture_digests={"train": "aa", "val": "bb"},
+    view=View(size=32),
+    kind="flip",
+)
+
+
+def tokens_of(num, about=ABOUT, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num, about.num_views, about.num_tokens)
+    tokens = torch.randint(about.codebook_size, shape, generator=generator)
+    return tokens, torch.randint(len(about.classes), (num,), generator=generator)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twenty training pictures in three shards, five for validation."""
+    writer = TokenWriter(tmp_path / "tokens", ABOUT, shard_size=8)
+    tokens, labels = tokens_of(20)
+    for start in range(0, 20, 4):
+        writer.add("train", tokens[start : start + 4], labels[start : start + 4])
+    writer.add("val", *tokens_of(5, seed=1))
+    writer.finish()
+    return tmp_path / "tokens"
+
+
+def test_tokens_come_back_as_they_were_written(folder):
+    shards = open_tokens(folder, "train")
+    tokens, labels = tokens_of(20)
+    assert torch.stack([shards[index] for index in range(shards.num)]).equal(tokens)
+    assert shards.labels.equal(labels)
+    assert len(open_tokens(folder, "val")) == 5
+
+
+def test_the_manifest_says_what_the_folder_holds(folder):
+    manifest = read_manifest(folder)
+    assert dataclasses.replace(manifest, shards=()) == ABOUT
+    assert (manifest.num("train"), manifest.num("val")) == (20, 5)
+    assert [shard.num for shard in manifest.shards if shard.split == "train"] == [8, 8, 4]
+    assert {path.name for path in folder.iterdir()} == {
+        MANIFEST,
+        *(shard.name for shard in manifest.shards),
+    }
+
+
+@pytest.mark.parametrize(
+    ("codebook_size", "dtype"), [(65_536, np.uint16), (65_537, np.int32), (2**20, np.int32)]
+)
+def test_the_stored_type_holds_the_largest_token(tmp_path, codebook_size, dtype):
+    about = dataclasses.replace(ABOUT, codebook_size=codebook_size)
+    tokens = torch.full((2, 2, 6), codebook_size - 1)
+    writer = TokenWriter(tmp_path / "t", about)
+    writer.add("train", tokens, torch.zeros(2, dtype=torch.long))
+    writer.finish()
+    assert load_file(tmp_path / "t" / "train-00000.safetensors")["tokens"].dtype == dtype
+    assert open_tokens(tmp_path / "t", "train")[1].equal(tokens[1])
+
+
+def test_resumed_token_batches_equal_uninterrupted_ones(folder):
+    shards = open_tokens(folder, "train")
+    whole = list(islice(token_batches(shards, batch=6, seed=3, start=0), 10))
+    resumed = list(islice(token_batches(shards, batch=6, seed=3, start=24), 6))
+    for a, b in zip(resumed, whole[4:], strict=True):
+        assert a.tokens.equal(b.tokens)
+        assert a.labels.equal(b.labels)
+
+
+def test_token_batches_of_ranks_make_up_the_global_batch(folder):
+    shards = open_tokens(folder, "train")
+    whole = next(token_batches(shards, batch=8, seed=3, start=0))
+    parts = [
+        next(token_batches(shards, batch=4, seed=3, start=0, rank=rank, world_size=2))
+        for rank in range(2)
+    ]
+    joined = torch.stack([part.tokens for part in parts], dim=1).flatten(0, 1)
+    assert joined.equal(whole.tokens)
+
+
+def test_each_epoch_shows_one_view_of_every_picture_and_later_ones_the_other(folder):
+    shards = open_tokens(folder, "train")
+    views = set()
+    for batch in islice(token_batches(shards, batch=20, seed=0, start=0), 8):
+        assert sorted(batch.indices.tolist()) == list(range(20))
+        for index, label, shown in zip(batch.indices, batch.labels, batch.tokens, strict=True):
+            assert label == shards.labels[index]
+            (view,) = (shards[int(index)] == shown).all(dim=1).nonzero()
+            views.add((int(index), int(view)))
+    # The odds that a view of one of 20 pictures never comes in 8 epochs are 40 / 256.
+    assert len(views) >= 38
+
+
+def damage(folder, change):
+    """Changes a shard and signs the manifest anew, as only a bug could."""
+    path = folder / "train-00000.safetensors"
+    arrays = load_file(path)
+    change(arrays)
+    save_file(arrays, path)
+    manifest = (folder / MANIFEST).read_text()
+    old = read_manifest(folder).shards[0].sha256
+    new = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / MANIFEST).write_text(manifest.replace(old, new))
+
+
+def refused(folder, split="train"):
+    with pytest.raises(UserError) as caught:
+        open_tokens(folder, split)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_flipped_bit_is_refused(folder):
+    path = folder / "train-00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert "train-00001.safetensors has another checksum" in refused(folder)
+    assert len(open_tokens(folder, "val")) == 5
+
+
+def test_a_missing_shard_is_refused(folder):
+    (folder / "train-00002.safetensors").unlink()
+    assert "train-00002.safetensors is missing" in refused(folder)
+
+
+def test_tokens_outside_the_codebook_are_refused(folder):
+    damage(folder, lambda arrays: arrays["tokens"].__setitem__((0, 0, 0), 500))
+    assert "outside a codebook of 500" in refused(folder)
+
+
+def test_labels_without_a_class_are_refused(folder):
+    damage(folder, lambda arrays: arrays["labels"].__setitem__(0, 3))
+    assert "labels that are no classes" in refused(folder)
+
+
+def test_a_lost_row_is_refused(folder):
+    damage(folder, lambda arrays: arrays.update(tokens=arrays["tokens"][:-1].copy()))
+    assert "instead of 8 pictures" in refused(folder)
+
+
+def test_a_half_written_folder_is_refused(tmp_path):
+    TokenWriter(tmp_path / "t", ABOUT, shard_size=2).add("train", *tokens_of(3))
+    assert "is half-written" in refused(tmp_path / "t")
+
+
+def test_a_folder_without_tokens_is_refused(tmp_path):
+    assert "is no token folder" in refused(tmp_path)
+    assert "is no token folder" in refused(tmp_path / "nowhere")
+
+
+def test_a_damaged_manifest_is_refused(folder):
+    (folder / MANIFEST).write_text((folder / MANIFEST).read_text()[:-20])
+    assert "manifest.json is damaged" in refused(folder)
+
+
+def test_a_split_without_tokens_is_refused(tmp_path):
+    writer = TokenWriter(tmp_path, ABOUT)
+    writer.add("train", *tokens_of(3))
+    writer.finish()
+    assert "must hold val tokens" in refused(tmp_path, "val")
+
+
+def test_a_finished_folder_is_not_written_again(folder):
+    with pytest.raises(UserError, match="is finished"):
+        TokenWriter(folder, ABOUT)
+
+
+def test_an_interrupted_writing_can_start_again(tmp_path):
+    TokenWriter(tmp_path, ABOUT, shard_size=2).add("train", *tokens_of(9))
+    writer = TokenWriter(tmp_path, ABOUT)
+    writer.add("train", *tokens_of(4, seed=5))
+    writer.finish()
+    assert open_tokens(tmp_path, "train")[3].equal(tokens_of(4, seed=5)[0][3])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rule"),
+    [
+        (torch.zeros(2, 1, 6, dtype=torch.long), r"tokens are \[picture, 2, 6\]"),
+        (torch.full((2, 2, 6), 500), "tokens are 0 to 499, but got 500"),
+    ],
+)
+def test_tokens_that_contradict_the_manifest_are_not_written(tmp_path, tokens, rule):
+    with pytest.raises(ValueError, match=rule):
+        TokenWriter(tmp_path, ABOUT).add("train", tokens, torch.zeros(2, dtype=torch.long))
+
+
+def test_an_index_outside_is_an_error(folder):
+    shards = open_tokens(folder, "val")
+    for index in (5, -1):
+        with pytest.raises(IndexError):
+            shards[index]
+
+
+def test_an_impossible_manifest_is_refused():
+    with pytest.raises((ConfigError, ValueError), match="at least 1"):
+        dataclasses.replace(ABOUT, grid=(0, 3))
