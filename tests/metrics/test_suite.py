@@ -118,9 +118,9 @@ def test_sides_that_were_made_differently_are_refused(reference):
             score_pictures(dataclasses.replace(reference, **{field: value}), reference, size=SIZE)
 
 
-def test_features_made_at_another_size_are_refused(reference):
-    with pytest.raises(UserError, match="size is 96, but the features given were made at 32"):
-        score_pictures(reference, reference)
+def test_pictures_are_refused_beside_features_made_at_another_size(others, reference):
+    with pytest.raises(UserError, match="their size differs: 40 against 32"):
+        score_pictures(others, reference, size=40)
 
 
 def test_pictures_of_several_sizes_are_refused(others):

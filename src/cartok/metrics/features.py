@@ -60,7 +60,7 @@ def pixel_batches(pictures: Pictures) -> Iterator[Tensor]:
 
 def content_hash(pixels: Pixels) -> str:
     """Sixteen hex digits that name a set of pictures, in whatever order they come."""
-    return hash_of_pictures(picture_hashes(pixels), tuple(pixels.shape[1:]))
+    return hash_of_pictures(picture_hashes(pixels), (pixels.shape[2], pixels.shape[3]))
 
 
 def picture_hashes(pixels: Pixels) -> list[bytes]:
@@ -68,9 +68,9 @@ def picture_hashes(pixels: Pixels) -> list[bytes]:
     return [hashlib.sha256(picture.tobytes()).digest() for picture in pixels.cpu().numpy()]
 
 
-def hash_of_pictures(hashes: list[bytes], shape: tuple[int, ...]) -> str:
-    """``content_hash`` from the hashes of pictures of one shape, for sets read in batches."""
-    return hashlib.sha256(repr(shape).encode() + b"".join(sorted(hashes))).hexdigest()[:16]
+def hash_of_pictures(hashes: list[bytes], size: tuple[int, int]) -> str:
+    """``content_hash`` from the hashes of pictures of one height and width, read in batches."""
+    return hashlib.sha256(repr(size).encode() + b"".join(sorted(hashes))).hexdigest()[:16]
 
 
 def projection(dim_in: int, dim_out: int = 64, seed: int = 0) -> Float[Tensor, "dim_in dim_out"]:

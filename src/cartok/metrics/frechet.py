@@ -78,8 +78,8 @@ def fd_effnet64(
 ) -> Estimate:
     """The Frechet distance after a fixed random projection to 64 dimensions, with an interval.
 
-    A Frechet distance of n pictures in d dimensions is biased upwards by about d / n times the
-    features' variance, so 1280 dimensions need tens of thousands of pictures; 64 need a thousand.
+    With n pictures on each side, d dimensions bias a Frechet distance upwards by about d / 2n of
+    the features' total variance: 1280 need tens of thousands of pictures, 64 a thousand.
 
     The interval (90 %) says where the score of other sets *of the same sizes* would fall. Both
     sets are resampled; since resampling adds the bias a second time, the resampled scores are
@@ -112,11 +112,12 @@ def _resampled(features: Features, bootstraps: int, generator: np.random.Generat
     count = len(features)
     weights = generator.multinomial(count, np.full(count, 1 / count), size=bootstraps)
     weights = torch.from_numpy(weights).double()
-    features = features - features.mean(0)  # small numbers: the next line subtracts squares
-    mean = weights @ features / count
+    centre = features.mean(0)
+    features = features - centre  # small numbers, because squares are subtracted below
+    shift = weights @ features / count
     squares = torch.stack([features.T @ (row[:, None] * features) for row in weights])
-    outer = mean[:, :, None] * mean[:, None, :]
-    return Gaussian(mean, (squares - count * outer) / (count - 1), count)
+    outer = shift[:, :, None] * shift[:, None, :]
+    return Gaussian(centre + shift, (squares - count * outer) / (count - 1), count)
 
 
 def _distances(a: Gaussian, b: Gaussian) -> Float[Tensor, "*many"]:

@@ -33,7 +33,7 @@ def kernel_distance(
     Binkowski et al. 2018, eq. 4, in float64. Sets of up to ``block`` rows are used whole, which
     does not depend on their order; larger ones are shuffled by ``seed`` and cut into blocks whose
     distances are averaged, so that cost grows linearly. The standard error is the jackknife's over
-    both sets; where the sets are alike it is an upper bound.
+    both sets, on average no smaller than the true one.
 
     Raises:
         UserError: a side has fewer than two rows.

@@ -6,12 +6,12 @@ package. They are not FID or KID, and do not compare with published ones.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cartok import __version__
 from cartok.core.errors import UserError
 from cartok.core.shapes import Features
 from cartok.frozen import judge
@@ -48,8 +48,10 @@ FIRM_FROM = 10_000
 
 @dataclass(frozen=True)
 class Featurised:
-    """A set of pictures as features, with what a receipt says about it; score it any number of
-    times without running the network again."""
+    """A set of pictures as features, with what a receipt says about it.
+
+    It can be scored any number of times without running the network again.
+    """
 
     features: Features
     hash: str
@@ -77,8 +79,9 @@ def score_pictures(
 ) -> dict[str, Score]:
     """Scores by name: ``fd_effnet64``, ``kd_effnet`` and, from 5,000 pictures, ``fd_effnet``.
 
-    ``size`` is the network's input in pixels, 96 for speed and 224 in full; ``seed`` draws the
-    bootstrap. Lower is better for all. ``what`` goes into the receipts.
+    ``size`` is the network's input in pixels, 96 for speed and 224 in full, for a side that is not
+    featurised yet; ``seed`` draws the bootstrap. Lower is better for all. ``what`` goes into the
+    receipts.
 
     Raises:
         UserError: a side has fewer than 512 pictures or no pictures at all, or the two sides were
@@ -90,7 +93,7 @@ def score_pictures(
         side if isinstance(side, Featurised) else featurise(side, size=size, device=device)
         for side in (generated, reference)
     )
-    _check_alike(generated, reference, size)
+    _check_alike(generated, reference)
     receipt = _receipt(generated, reference, what)
     scores = {
         "fd_effnet64": _projected_frechet(generated, reference, seed, receipt),
@@ -117,27 +120,27 @@ def featurise(
     """
     network = judge(size).to(device)
     hashes: list[bytes] = []
-    shapes: set[tuple[int, ...]] = set()
+    sizes: set[tuple[int, int]] = set()
 
     def noted() -> Iterator[Tensor]:
         for pixels in pixel_batches(pictures):
             hashes.extend(picture_hashes(pixels))
-            shapes.add(tuple(pixels.shape[1:]))
+            sizes.add((pixels.shape[2], pixels.shape[3]))
             yield pixels
 
     features = features_of(noted(), network)
-    if len(shapes) > 1:
-        raise UserError(f"pictures of a set have one size, but these have {sorted(shapes)}; crop")
+    if len(sizes) > 1:
+        raise UserError(f"pictures of a set have one size, but these have {sorted(sizes)}; crop")
     if len(features) < MIN_PICTURES:
         raise UserError(
             f"a score needs {MIN_PICTURES} pictures or more on each side, but one side has "
             f"{len(features)}; make more pictures"
         )
-    (shape,) = shapes
+    (picture_size,) = sizes
     return Featurised(
         features=features,
-        hash=hash_of_pictures(hashes, shape),
-        picture_size=shape[1:],
+        hash=hash_of_pictures(hashes, picture_size),
+        picture_size=picture_size,
         crop=crop,
         network=network.weights.name,
         network_sha256=network.weights.sha256,
@@ -146,7 +149,7 @@ def featurise(
     )
 
 
-def _check_alike(generated: Featurised, reference: Featurised, size: int) -> None:
+def _check_alike(generated: Featurised, reference: Featurised) -> None:
     for field in ("size", "picture_size", "crop", "network_sha256", "precision"):
         ours, theirs = getattr(generated, field), getattr(reference, field)
         if ours != theirs:
@@ -154,8 +157,6 @@ def _check_alike(generated: Featurised, reference: Featurised, size: int) -> Non
                 f"both sides of a score are made alike, but their {field} differs: "
                 f"{ours} against {theirs}; featurise both with the same settings"
             )
-    if generated.size != size:
-        raise UserError(f"size is {size}, but the features given were made at {generated.size}")
 
 
 def _receipt(generated: Featurised, reference: Featurised, what: str) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def _receipt(generated: Featurised, reference: Featurised, what: str) -> dict[st
         "network_sha256": reference.network_sha256,
         "indicative": min(generated.count, reference.count) < FIRM_FROM,
         "evaluator": EVALUATOR,
-        "cartok": version("cartok"),
+        "cartok": __version__,
     }
 
 
@@ -210,4 +211,4 @@ def _precision(device: torch.device) -> str:
     """Float32, and on a GPU what cuDNN makes of it."""
     if device.type != "cuda":
         return "float32"
-    return f"float32, convolutions {torch.backends.cudnn.conv.fp32_precision}"
+    return f"float32, convolutions {torch.backends.cudnn.conv.fp32_precision}"  # type: ignore
