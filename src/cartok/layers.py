@@ -32,10 +32,10 @@ class TransformerConfig:
     depth: int = 12
     heads: int = 12
     dropout: float = 0.0
-    # on both residual branches of a block
+    """On both residual branches of a block."""
     rope_base: float = 10000.0
     hidden_multiple: int = 256
-    # the feed-forward width is rounded up to a multiple of it; 64 keeps toy networks small
+    """The feed-forward width is rounded up to a multiple of it; 64 keeps toy networks small."""
 
     def __post_init__(self) -> None:
         """Refuses widths that heads or 2-D rotary positions cannot divide."""

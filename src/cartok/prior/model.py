@@ -26,13 +26,13 @@ class PriorConfig:
     transformer: TransformerConfig = TransformerConfig(dropout=0.1)
     codebook_size: int = 16384
     grid: tuple[int, int] = (16, 16)
-    # rows, columns
+    """Rows, columns."""
     num_classes: int = 1000
-    # 0: unconditional
+    """0: unconditional."""
     class_dropout: float = 0.1
-    # share of training pictures whose class is hidden, so that guidance has something to leave
+    """Share of training pictures whose class is hidden, so that guidance has something to leave."""
     token_dropout: float = 0.1
-    # dropout on the embeddings (LlamaGen)
+    """Dropout on the embeddings (LlamaGen)."""
 
     def __post_init__(self) -> None:
         """Refuses empty vocabularies and grids, and shares outside [0, 1)."""

@@ -42,17 +42,17 @@ class SamplingConfig:
 
     seed: int
     guidance: float = 1.0
-    # 1: none; the paper searches 1.5 to 2.25
+    """1: none; the paper searches 1.5 to 2.25."""
     schedule: str = "constant"
     temperature: float = 1.0
-    # 0: the likeliest code
+    """0: the likeliest code."""
     top_k: int = 0
-    # 0: all codes
+    """0: all codes."""
     top_p: float = 1.0
     batch: int = 64
-    # pictures at once; twice as many rows run when guided
+    """Pictures at once; twice as many rows run when guided."""
     first_index: int = 0
-    # of the first label; the others follow
+    """Of the first label; the others follow."""
 
     def __post_init__(self) -> None:
         """Refuses values that mean no distribution."""
