@@ -18,7 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy import array
 
-Points = Sequence[Sequence[float]]
+from cartok.scaling.measures import Number
+
+Points = Sequence[Sequence[Number]]
 """[[x, y], ...]"""
 
 INK, RULE = "#010203", "#040506"
@@ -26,13 +28,14 @@ TONES = tuple(f"#0{i}0a0b" for i in range(7))
 """Stand-ins that matplotlib accepts; ``_svg`` replaces them by the page's variables."""
 
 DASHES = ((0, (4, 2)), "-", (0, (1, 1.5)), (0, (6, 2, 1, 2)))
-"""Series 0, the baseline, is dashed and series 1, the causal one, solid."""
+"""Series 0, the baseline, is dashed and series 1, the causal one, solid. With the seven colours, 28
+lines can be told apart."""
 
 DIVERGING = ("#0072B2", "#9CC9E3", "#EDEDED", "#F0B48A", "#D55E00")
 """Below 0, 0, above 0; Okabe and Ito's blue and vermillion."""
 
 LOG_FROM = 30.0
-"""The ratio of largest to smallest value from which a vertical axis is logarithmic."""
+"""The ratio of largest to smallest value from which a falling curve's axis is logarithmic."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ class Mark:
     """A value with the interval around it, on a line of its own."""
 
     name: str
-    value: float
-    low: float
-    high: float
+    value: Number
+    low: Number
+    high: Number
     tone: int
 
 
@@ -60,18 +63,18 @@ class Pair:
     """Two values of one arm, on a line of its own: a filled mark and a hollow one."""
 
     name: str
-    filled: float
-    hollow: float
+    filled: Number
+    hollow: Number
     tone: int
 
 
-def line_chart(series: Sequence[Series], label: str, x_label: str = "step") -> str:
-    """Lines over steps; the vertical axis turns logarithmic for a large range above 0."""
+def line_chart(series: Sequence[Series], label: str) -> str:
+    """Lines over steps; the vertical axis is logarithmic where values above 0 fall far."""
     figure, axes = _axes(3.6, 2.1)
     for one in series:
         axes.plot(*_columns(one.points), **_style(one.tone))
-    _scale(axes, [y for one in series for _, y in one.points])
-    axes.set_xlabel(x_label)
+    _scale(axes, [_columns(one.points)[1] for one in series])
+    axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(_PLAIN)
     return _svg(figure, label)
@@ -79,7 +82,7 @@ def line_chart(series: Sequence[Series], label: str, x_label: str = "step") -> s
 
 def position_chart(series: Sequence[Series], row_length: int, label: str) -> str:
     """Lines over token positions, with a rule where each row of the token grid begins."""
-    figure, axes = _axes(7.2, 2.6)
+    figure, axes = _axes(5.4, 2.2)
     last = max(len(one.points) for one in series)
     for start in range(row_length, last, row_length):
         axes.axvline(start - 0.5, color=RULE, linewidth=0.6)
@@ -87,12 +90,12 @@ def position_chart(series: Sequence[Series], row_length: int, label: str) -> str
         axes.plot(*_columns(one.points), **_style(one.tone))
     axes.set_xlim(-0.5, last - 0.5)
     axes.set_xlabel("position, row by row")
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(9, integer=True, steps=[1, 2, 4, 5, 8, 10]))
     axes.yaxis.set_major_formatter(_PLAIN)
     return _svg(figure, label)
 
 
-def heat_map(values: Sequence[Sequence[float]], limits: tuple[float, float], label: str) -> str:
+def heat_map(values: Sequence[Sequence[Number]], limits: tuple[Number, Number], label: str) -> str:
     """A cell per place of the token grid. Limits around 0 get diverging colours."""
     figure, axes = _axes(2.4, 2.3)
     diverging = limits[0] < 0
@@ -109,6 +112,7 @@ def heat_map(values: Sequence[Sequence[float]], limits: tuple[float, float], lab
     axes.set_axis_off()
     bar = figure.colorbar(mesh, ax=axes, orientation="horizontal", pad=0.05, aspect=18)
     bar.outline.set_visible(False)
+    bar.ax.patch.set_visible(False)
     bar.solids.set_edgecolor("face")
     bar.ax.xaxis.set_major_locator(MaxNLocator(3))
     bar.ax.xaxis.set_major_formatter(_PLAIN)
@@ -158,34 +162,35 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _rows(names) -> tuple[Figure, Axes]:
     names = list(names)
-    figure, axes = _axes(3.6, 0.6 + 0.35 * len(names))
+    figure, axes = _axes(2.9, 0.5 + 0.28 * len(names))
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color=RULE, linewidth=0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(_PLAIN)
     return figure, axes
 
 
-def _columns(points: Points) -> tuple[list[float], list[float]]:
+def _columns(points: Points) -> tuple[list[Number], list[Number]]:
     return [x for x, _ in points], [y for _, y in points]
 
 
 def _style(tone: int) -> dict:
     return {
         "color": TONES[tone % len(TONES)],
-        "linestyle": DASHES[(tone + tone // len(TONES)) % len(DASHES)],
+        "linestyle": DASHES[tone % len(DASHES)],
         "linewidth": 1.6,
-        "marker": None,
         "clip_on": False,
     }
 
 
-def _scale(axes: Axes, values: list[float]) -> None:
-    if values and min(values) > 0 and max(values) > LOG_FROM * min(values):
+def _scale(axes: Axes, lines: list[list[Number]]) -> None:
+    values = [value for line in lines for value in line]
+    falling = all(line[0] > line[-1] for line in lines)
+    if falling and min(values) > 0 and max(values) > LOG_FROM * min(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=6))
         axes.yaxis.set_minor_locator(NullLocator())

@@ -16,7 +16,7 @@ from cartok.scaling.charts import (
     pair_chart,
     position_chart,
 )
-from cartok.scaling.measures import Row, shown
+from cartok.scaling.measures import Number, Row, shown, signed
 
 Records = dict[str, dict[str, Any]]
 """Records by the path of their run."""
@@ -43,7 +43,7 @@ class Figure:
     title: str
     note: str
     svg: Markup
-    ends: tuple[tuple[str, int, float], ...] = ()
+    ends: tuple[tuple[str, int, Number], ...] = ()
     """Last value of each line: name, tone, value."""
 
 
@@ -126,7 +126,7 @@ def _intervals(row: Row) -> Figure:
     return Figure(row.measure.name, note, Markup(interval_chart(marks, f"{label}; {note}.")))
 
 
-def _positions(nats: dict[str, list[float]], grid: list[int]) -> Figure:
+def _positions(nats: dict[str, list[Number]], grid: list[int]) -> Figure:
     tones = {"baseline": 0, "causal": 1}
     series = [Series(arm, list(enumerate(values)), tones[arm]) for arm, values in nats.items()]
     means = ", ".join(f"{arm} {shown(sum(v) / len(v))}" for arm, v in nats.items())
@@ -138,7 +138,7 @@ def _positions(nats: dict[str, list[float]], grid: list[int]) -> Figure:
     )
 
 
-def _maps(nats: dict[str, list[float]], grid: list[int]) -> list[Figure]:
+def _maps(nats: dict[str, list[Number]], grid: list[int]) -> list[Figure]:
     everything = [value for values in nats.values() for value in values]
     limits = (min(everything), max(everything))
     change = _change(nats)
@@ -152,7 +152,7 @@ def _maps(nats: dict[str, list[float]], grid: list[int]) -> list[Figure]:
 
 
 def _map(
-    title: str, note: str, values: list[float], grid: list[int], limits: tuple[float, float]
+    title: str, note: str, values: list[Number], grid: list[int], limits: tuple[Number, Number]
 ) -> Figure:
     rows = [values[start : start + grid[1]] for start in range(0, len(values), grid[1])]
     label = (
@@ -162,15 +162,14 @@ def _map(
     return Figure(title, note, Markup(heat_map(rows, limits, label)))
 
 
-def _positions_text(nats: dict[str, list[float]]) -> str:
+def _positions_text(nats: dict[str, list[Number]]) -> str:
     change = _change(nats)
     half = len(change) // 2
     fell = sum(value < 0 for value in change)
     first, second = _mean(change[:half] or change), _mean(change[half:])
     return (
-        f"Here the regularised arm is lower at {fell} of {len(change)} positions; on average by "
-        f"{shown(-first)} nats in the first half and {shown(-second)} in the second "
-        "(below 0: higher)."
+        f"Here the causal arm is lower at {fell} of {len(change)} positions; causal minus baseline "
+        f"is on average {signed(first)} nats in the first half and {signed(second)} in the second."
     )
 
 
@@ -204,13 +203,13 @@ def _pair(rows: dict[str, Row], filled: str, hollow: str, title: str, note: str)
         yield Figure(title, note, Markup(pair_chart(pairs, f"{title}: {told}.")))
 
 
-def _same_grid(nats: dict[str, list[float]], grid: list[int]) -> bool:
+def _same_grid(nats: dict[str, list[Number]], grid: list[int]) -> bool:
     return len(nats) == 2 and all(len(values) == grid[0] * grid[1] for values in nats.values())
 
 
-def _change(nats: dict[str, list[float]]) -> list[float]:
+def _change(nats: dict[str, list[Number]]) -> list[Number]:
     return [b - a for a, b in zip(nats["baseline"], nats["causal"], strict=True)]
 
 
-def _mean(values: list[float]) -> float:
+def _mean(values: list[Number]) -> float:
     return sum(values) / len(values)

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+Number = float | int
+"""JSON has one kind of number, Python two."""
+
 Better = Literal["lower", "higher", ""]
 
 
@@ -114,8 +117,8 @@ NORMAL_90 = 1.645
 class Interval:
     """Where 90 % of repeats with other pictures would fall; other seeds are not in it."""
 
-    low: float
-    high: float
+    low: Number
+    high: Number
     source: str
 
     def overlaps(self, other: "Interval") -> bool:
@@ -127,7 +130,7 @@ class Interval:
 class Cell:
     """One arm's number."""
 
-    value: float
+    value: Number
     unit: str
     receipt: dict[str, Any]
 
@@ -179,7 +182,7 @@ class Row:
         return [f for f in fields if f not in FREE and a.receipt.get(f) != b.receipt.get(f)]
 
     @property
-    def difference(self) -> float | None:
+    def difference(self) -> Number | None:
         """Causal minus baseline, where the two compare."""
         if self.baseline is None or self.causal is None or self.obstacles:
             return None
@@ -195,10 +198,20 @@ class Row:
 
     @property
     def percent(self) -> float | None:
-        """The difference in percent of the baseline, where that means something: both above 0."""
-        if self.difference is None or self.baseline.value <= 0 or self.causal.value <= 0:
+        """The difference in percent of the baseline, where that means something.
+
+        It does not for shares, and not unless both numbers are above 0.
+        """
+        if self.difference is None or self.unit.startswith("share"):
+            return None
+        if self.baseline.value <= 0 or self.causal.value <= 0:
             return None
         return 100 * self.difference / self.baseline.value
+
+    @property
+    def percent_text(self) -> str:
+        """``percent`` with its sign, to a tenth."""
+        return "" if self.percent is None else f"{self.percent:+.1f}%".replace("-", "−")
 
 
 def rows_of(summary: dict[str, Any]) -> list[Row]:
@@ -214,11 +227,11 @@ def rows_of(summary: dict[str, Any]) -> list[Row]:
     return [row for row in rows if row.baseline or row.causal]
 
 
-def shown(value: float) -> str:
-    """Four significant digits; whole numbers below a million in full, extremes as powers of ten."""
+def shown(value: Number) -> str:
+    """Four significant digits; whole numbers below a billion in full, extremes as powers of ten."""
     if not math.isfinite(value):
         return "not finite"
-    if value == int(value) and abs(value) < 1e6:
+    if value == int(value) and abs(value) < 1e9:
         return f"{int(value):,}".replace("-", "−")
     if not 1e-3 <= abs(value) < 1e6:
         digits, power = f"{value:.2e}".split("e")
@@ -228,7 +241,7 @@ def shown(value: float) -> str:
     return text.replace("-", "−")
 
 
-def signed(value: float) -> str:
+def signed(value: Number) -> str:
     """As ``shown``, with a plus where the value rises."""
     return f"+{shown(value)}" if value > 0 else shown(value)
 

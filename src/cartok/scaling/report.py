@@ -4,19 +4,18 @@ It reads ``summary.json``, ``record.json`` and pictures, and computes nothing bu
 """
 
 import base64
+import json
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from cartok.core.errors import UserError
 from cartok.core.files import read_json, write_text
-from cartok.scaling.figures import Figure, demo_figures, run_figures
+from cartok.scaling.figures import demo_figures, run_figures
 from cartok.scaling.measures import GROUPS, OTHERS, rows_of, shown, signed, span
-from cartok.scaling.verdict import verdict_of
+from cartok.scaling.verdict import gaming_sentence, verdict_of
 
 ARMS = ("baseline", "causal")
 
@@ -90,9 +89,9 @@ def _demo_page(folder: Path, summary: dict[str, Any], records: dict[str, dict]) 
     return _environment().get_template("demo.html.jinja").render(
         summary=summary,
         about=about,
-        rows={row.key: row for row in rows},
         groups=[(name, found) for name, found in groups if found],
         verdict=verdict_of(rows, about),
+        gaming=gaming_sentence(rows),
         pictures=_pictures(folder / "pictures"),
         figures=demo_figures(rows, records),
         command=_command(about),
@@ -171,5 +170,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shown": shown, "signed": signed, "span": span}
+    environment.filters |= {"shown": shown, "signed": signed, "span": span,
+                            "exact": json.dumps, "plain": _plain}  # fmt: skip
     return environment
+
+
+def _plain(value: Any) -> str:
+    """Any JSON value in words."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,16 +1,26 @@
 """What a comparison bears, in sentences made from its numbers: never more than its intervals do."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cartok.scaling.measures import Cell, Row, shown, signed, span
+from cartok.scaling.measures import Row, shown
 
 SEED_SPREAD_PERCENT = 3.0
 """How far two seeds of one recipe may differ in prior loss (a first scratch trial: two seeds of
 one baseline were 3 % apart in bits a picture)."""
 
+RECONSTRUCTION, SAMPLES = ("rfd", "rkd"), ("gfd", "gkd")
+"""The distance that is judged by, and the one that has to agree where it was measured."""
+
 NO_CLAIM = "no difference can be claimed"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is said about one topic."""
+
+    topic: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -18,35 +28,49 @@ class Verdict:
     """One line, and what stands behind it."""
 
     headline: str
-    sentences: list[str]
+    findings: list[Finding]
 
 
 def verdict_of(rows: list[Row], about: dict[str, Any]) -> Verdict:
     """Judges prediction, reconstruction and generation, then says what was not tested."""
     by_key = {row.key: row for row in rows}
-    parts = [
-        *_prediction(by_key),
-        *_distance(by_key.get("rfd"), "Reconstructions", "their originals"),
-        *_distance(by_key.get("gfd"), "Samples", "the training pictures"),
-        _scope(by_key, about),
-        *_indicative(rows),
-    ]
-    return Verdict(_headline(by_key), parts)
+    texts = {
+        "Prediction": _prediction(by_key),
+        "Reconstruction": _distance(by_key, *RECONSTRUCTION, "Reconstructions", "the originals"),
+        "Samples": _distance(by_key, *SAMPLES, "Samples", "the training pictures"),
+        "Not shown": _scope(by_key, about),
+        "Indicative": _indicative(rows),
+    }
+    findings = [Finding(topic, text) for topic, text in texts.items() if text]
+    return Verdict(_headline(by_key), findings)
+
+
+def gaming_sentence(rows: list[Row]) -> str:
+    """How far the latents shrank, and how R² moved when read from latents and from codes."""
+    by_key = {row.key: row for row in rows}
+    parts = []
+    if (variance := by_key.get("latent_variance")) and variance.percent is not None:
+        parts.append(f"the latents' variance moved by {variance.percent_text}")
+    for key, source in (("next_latent_r2", "latents"), ("probe_r2_quantised", "codes")):
+        if (row := by_key.get(key)) and row.difference is not None:
+            parts.append(f"R² from {source} by {row.difference:+.2f}".replace("-", "−"))
+    return f"From the baseline to the causal arm, {', '.join(parts)}." if parts else ""
 
 
 def _headline(rows: dict[str, Row]) -> str:
-    prior, samples = rows.get("prior_nats_per_token"), rows.get("gfd")
     first = {
-        "lower": "The regularised tokens were easier to predict",
-        "higher": "The regularised tokens were harder to predict",
-        "alike": "The regularised tokens were about as hard to predict",
+        "lower": "In this run the regularised tokens were easier to predict",
+        "higher": "In this run the regularised tokens were harder to predict",
+        "alike": "In this run the regularised tokens were about as hard to predict",
         "": "How predictable the tokens are was not measured",
-    }[_prior_moved(prior)]
-    return first + {
-        True: "; whether samples became better cannot be told.",
-        False: f"; this run's samples came out {_side(samples, 'better', 'worse')} by gFD.",
-        None: "; samples were not compared.",
-    }[samples.overlaps if samples else None]
+    }[_prior_moved(rows.get("prior_nats_per_token"))]
+    ending = {
+        "lower": "samples came out better",
+        "higher": "samples came out worse",
+        "open": "whether samples became better cannot be told",
+        "": "whether samples became better was not measured",
+    }[_moved_apart(*map(rows.get, SAMPLES))]
+    return f"{first}; {ending}."
 
 
 def _prior_moved(row: Row | None) -> str:
@@ -57,48 +81,68 @@ def _prior_moved(row: Row | None) -> str:
     return _side(row, "lower", "higher")
 
 
-def _prediction(rows: dict[str, Row]) -> Iterator[str]:
+def _prediction(rows: dict[str, Row]) -> str:
     row = rows.get("prior_nats_per_token")
     moved = _prior_moved(row)
     if not moved:
-        return
-    numbers = f"{shown(row.causal.value)} nats a token against {shown(row.baseline.value)}"
+        return ""
     verb = {"lower": "fell", "higher": "rose", "alike": "hardly moved"}[moved]
-    text = f"Prior loss {verb}: {numbers} without the regulariser ({signed(row.percent)}%). "
+    text = f"The prior's loss {verb}: {_both(row)} {row.unit} ({row.percent_text}). "
     spread = f"the {SEED_SPREAD_PERCENT:.0f}% by which two seeds of one recipe may differ"
     if moved == "alike":
-        yield f"{text}That is less than {spread}, so {NO_CLAIM}."
-        return
-    yield f"{text}That is more than {spread}, but this is one seed."
+        return f"{text}That is less than {spread}, so {NO_CLAIM}."
+    text += f"That is more than {spread}, but it is one seed."
     diversity = rows.get("code_perplexity")
-    poorer = diversity and (diversity.percent or 0) < -SEED_SPREAD_PERCENT
-    if moved == "lower" and poorer:
-        yield (
-            f"Part of that comes cheap: the codes became less diverse (perplexity "
-            f"{shown(diversity.causal.value)} against {shown(diversity.baseline.value)}), and "
-            "tokens that say less are easier to predict."
+    if moved == "lower" and diversity and (diversity.percent or 0) < -SEED_SPREAD_PERCENT:
+        text += (
+            f" Part of it may come cheap: the codes became less diverse (perplexity "
+            f"{_both(diversity)}), and tokens that say less are easier to predict."
         )
+    return text
 
 
-def _distance(row: Row | None, what: str, to_what: str) -> Iterator[str]:
-    """One sentence on a distance with intervals."""
+def _moved_apart(row: Row | None, second: Row | None) -> str:
+    """Where a distance went beyond its intervals, unless the second one disagrees."""
+    if row is None or row.overlaps is None:
+        return ""
+    if row.overlaps or _disagrees(row, second):
+        return "open"
+    return _side(row, "lower", "higher")
+
+
+def _disagrees(row: Row, second: Row | None) -> bool:
+    if second is None or second.overlaps is None:
+        return False
+    return _outcome(second) != _outcome(row)
+
+
+def _outcome(row: Row) -> str:
+    return "overlap" if row.overlaps else _side(row, "lie apart, lower", "lie apart, higher")
+
+
+def _distance(rows: dict[str, Row], key: str, second_key: str, what: str, to_what: str) -> str:
+    """What a distance with intervals bears."""
+    row, second = rows.get(key), rows.get(second_key)
     if row is None:
-        return
+        return ""
     if row.difference is None:
-        yield f"{what}: {row.measure.name} does not compare ({', '.join(row.obstacles)})."
-        return
-    a, b = row.baseline, row.causal
-    numbers = f"{row.measure.name} {_with_span(b)} against {_with_span(a)}"
-    if row.overlaps is None:
-        yield f"{what}: {numbers}; without intervals {NO_CLAIM}."
-    elif row.overlaps:
-        yield f"{what}: {numbers}. The intervals overlap, so {NO_CLAIM}."
-    else:
-        side = _side(row, "closer to", "farther from")
-        yield (
-            f"{what} came out {side} {to_what}: {numbers}. The intervals lie apart, so this holds "
-            "for these two trainings; another seed may differ."
+        return f"{row.measure.name} does not compare ({', '.join(row.obstacles)})."
+    numbers = f"{row.measure.name} ({_both(row)})"
+    moved = _moved_apart(row, second)
+    if moved == "open" and _disagrees(row, second):
+        return (
+            f"By {numbers} the intervals {_outcome(row)}; those of {second.measure.name} "
+            f"{_outcome(second)}. The two measures disagree, so {NO_CLAIM}."
         )
+    if moved == "open":
+        return f"By {numbers} the intervals overlap, so {NO_CLAIM}."
+    if not moved:
+        return f"By {numbers}: without intervals {NO_CLAIM}."
+    side = {"lower": "closer to", "higher": "farther from"}[moved]
+    return (
+        f"{what} came out {side} {to_what} by {numbers}. The intervals lie apart, so this holds "
+        "for these two trainings; another seed may differ."
+    )
 
 
 def _scope(rows: dict[str, Row], about: dict[str, Any]) -> str:
@@ -108,35 +152,34 @@ def _scope(rows: dict[str, Row], about: dict[str, Any]) -> str:
         facts.append(f"{shown(steps.baseline.value)} tokenizer steps")
     if seconds and seconds.baseline and seconds.causal:
         minutes = (seconds.baseline.value + seconds.causal.value) / 60
-        facts.append(f"{shown(float(f'{minutes:.2g}'))} minutes")
-    if "size" in about:
+        facts.append(f"{minutes:.0f} minutes" if minutes >= 10 else f"{minutes:.2g} minutes")
+    if about.get("size"):
         facts.append(f"pictures of {about['size']} pixels")
     return (
-        f"What it does not show: this is {', '.join(facts)}. The paper takes 400,000 steps at 256 "
-        "pixels, days on eight GPUs, and far larger priors; nothing here confirms or refutes it."
+        f"This is {', '.join(facts)}. The paper takes 400,000 steps at 256 pixels, days on eight "
+        "GPUs, and far larger priors; nothing here confirms or refutes it."
     )
 
 
-def _indicative(rows: list[Row]) -> Iterator[str]:
-    marked = [row for row in rows for cell in (row.causal,) if cell and _is_indicative(cell)]
+def _indicative(rows: list[Row]) -> str:
+    marked = [row for row in rows if row.causal and row.causal.receipt.get("indicative")]
     if not marked:
-        return
+        return ""
     names = ", ".join(row.measure.name for row in marked)
-    receipt = marked[0].causal.receipt
+    receipt = marked[-1].causal.receipt
     counts = [receipt.get("generated_count"), receipt.get("reference_count")]
-    seen = f" ({counts[0]:,} pictures against {counts[1]:,} for {marked[0].measure.name})"
-    yield (
-        f"Indicative only: {names} rest on few pictures{seen if all(counts) else ''} and on "
-        "another network than FID; compare them within this page alone."
+    seen = ""
+    if all(counts):
+        seen = f" ({counts[0]:,} against {counts[1]:,} for {marked[-1].measure.name})"
+    return (
+        f"{names} rest on few pictures{seen} and on another network than FID; compare them within "
+        "this page alone."
     )
 
 
-def _is_indicative(cell: Cell) -> bool:
-    return bool(cell.receipt.get("indicative"))
-
-
-def _with_span(cell: Cell) -> str:
-    return shown(cell.value) + (f" {span(cell.interval)}" if cell.interval else "")
+def _both(row: Row) -> str:
+    """Both arms' numbers, with their intervals."""
+    return f"causal {row.causal.text}, baseline {row.baseline.text}"
 
 
 def _side(row: Row, lower: str, higher: str) -> str:
