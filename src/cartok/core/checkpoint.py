@@ -6,7 +6,7 @@ wrong but cannot run code.
 
 import hashlib
 import json
-import shutil
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cartok.core.config import dict_of
 from cartok.core.errors import UserError
-from cartok.core.files import read_json, staged, write_json
+from cartok.core.files import read_json, remove, staged, write_json
 
 # ------------------------------------------------------------------ models, for use
 
@@ -55,12 +55,14 @@ def load_model(source: str | Path, *, kind: str) -> StoredModel:
     found = description.get("kind") if isinstance(description, dict) else None
     if found != kind:
         raise UserError(f"{source} should hold a {kind}, but it holds {found or 'something else'}")
+    config, extra = description.get("config"), description.get("extra", {})
+    if not isinstance(config, dict) or not isinstance(extra, dict):
+        raise UserError(f"the config.json of {source} is damaged: it says nothing of the {kind}")
     try:
         tensors = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise UserError(f"the weights of {source} cannot be read: {error}") from None
-    digest = digest_of_weights(description["config"], tensors)
-    return StoredModel(description["config"], tensors, description["extra"], digest)
+    return StoredModel(config, tensors, extra, digest_of_weights(config, tensors))
 
 
 def put_tensors(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
@@ -81,7 +83,8 @@ def digest_of_weights(config: dict[str, Any], tensors: dict[str, Tensor]) -> str
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        flat = tensors[name].detach().cpu().reshape(-1).contiguous()  # a scalar has no byte view
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -122,22 +125,19 @@ class TrainingState:
 def save_state(folder: Path, state: TrainingState, *, is_best: bool = False) -> None:
     """Writes ``step-N`` into ``folder`` and drops all older ones but the best.
 
-    A kill at any instant leaves at least one whole state.
+    A kill at any instant leaves at least one whole state, which says which one is the best.
     """
     folder = Path(folder)
     name = f"step-{state.step:08d}"
+    best = name if is_best else _best_in(folder)
+    head = {"step": state.step, "best": best, "values": state.values}
     with staged(folder / name) as temporary:
         temporary.mkdir()
         save_file(_plain(state.tensors), temporary / "state.safetensors")
-        write_json(temporary / "state.json", {"step": state.step, "values": state.values})
-    if is_best:
-        write_json(folder / "best.json", {"name": name})
-    kept = {name}
-    if (folder / "best.json").exists():
-        kept.add(read_json(folder / "best.json", "the name of the best checkpoint")["name"])
-    for other in folder.glob("step-*"):
-        if other.name not in kept:
-            shutil.rmtree(other)
+        write_json(temporary / "state.json", head)
+    for other in _states_in(folder):
+        if other.name not in (name, best):
+            remove(other)
 
 
 def load_state(folder: Path) -> TrainingState | None:
@@ -146,18 +146,18 @@ def load_state(folder: Path) -> TrainingState | None:
     Raises:
         UserError: the newest state is damaged.
     """
-    found = sorted(Path(folder).glob("step-*"))
+    found = _states_in(folder)
     if not found:
         return None
     head = read_json(found[-1] / "state.json", "a checkpoint's state")
     try:
         tensors = load_file(found[-1] / "state.safetensors")
-    except (OSError, SafetensorError) as error:
+        return TrainingState(head["step"], tensors, head["values"])
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise UserError(
             f"the checkpoint {found[-1]} is damaged ({error}); delete that folder to go on from "
             "the one before it, if there is one"
         ) from None
-    return TrainingState(head["step"], tensors, head["values"])
 
 
 def tensors_of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -178,6 +178,18 @@ def put_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) 
         state.setdefault(int(index), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _states_in(folder: Path) -> list[Path]:
+    """The states, oldest first; a copy that a person keeps under another name is none."""
+    found = [p for p in Path(folder).glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _best_in(folder: Path) -> str:
+    found = _states_in(folder)
+    head = read_json(found[-1] / "state.json", "a checkpoint's state") if found else {}
+    return head.get("best", "")
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform, get_type_hints
+from typing import Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -54,7 +54,7 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def config_of(cls: type[T], plain: dict[str, Any]) -> T:
+def config_of(cls: type[T], plain: Any) -> T:
     """Builds a config from plain JSON values.
 
     Raises:
@@ -83,6 +83,8 @@ def explain(cls: type, error: ValidationError) -> str:
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "unexpected_keyword_argument":
         return f"unknown key '{where}'; {_nearest(cls, fault['loc'])}"
+    if fault["type"] == "missing":
+        return f"the key '{where}' is missing"
     reason = fault["msg"].removeprefix("Value error, ")
     if not where:
         return f"{cls.__name__}: {reason}"
@@ -97,7 +99,16 @@ def nearest(word: str, choices: list[str]) -> str:
 
 def _nearest(cls: type, location: tuple) -> str:
     *parents, word = (str(part) for part in location)
-    for name in parents:
-        cls = get_type_hints(cls).get(name, cls)
+    for name in parents:  # an index into a tuple is a parent too, and has no type of its own
+        cls = next(iter(_configs_in(get_type_hints(cls).get(name))), cls)
+    if not dataclasses.is_dataclass(cls):
+        return "take it out"
     keys = [".".join([*parents, field.name]) for field in dataclasses.fields(cls)]
     return nearest(".".join([*parents, word]), keys)
+
+
+def _configs_in(hint: Any) -> list[type]:
+    """The configs a type names, also inside a tuple or an option."""
+    if dataclasses.is_dataclass(hint):
+        return [hint]
+    return [found for part in get_args(hint) for found in _configs_in(part)]

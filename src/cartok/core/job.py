@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from cartok.core.config import config
+from cartok.core.config import config, nearest
 from cartok.core.errors import UserError
 from cartok.core.precision import Precision
 from cartok.core.trackers import TrackerName
@@ -103,6 +103,7 @@ class Phase:
     """Whether the phase takes part in a step."""
 
 
+@runtime_checkable  # for the checks that run in tests
 class Job(Protocol):
     """What ``fit`` trains."""
 
@@ -132,6 +133,38 @@ class Evaluation:
     name: str
     every: int
     measure: Callable[[int], dict[str, float]]
+
+
+def refuse_unfit(config: LoopConfig, evaluations: tuple[Evaluation, ...], ranks: int) -> None:
+    """Refuses, before a training starts, a config that does not go with what it is given.
+
+    Raises:
+        UserError: the ranks cannot share a batch, or ``best`` names no evaluation.
+    """
+    if config.batch % (config.accumulate * ranks):
+        raise UserError(
+            f"a batch is shared evenly, but {config.batch} samples are no multiple of "
+            f"{config.accumulate} parts x {ranks} ranks; change loop.batch"
+        )
+    names = [evaluation.name for evaluation in evaluations]
+    if config.best and config.best.split("/")[0] not in names:
+        raise UserError(
+            f"loop.best is a value of an evaluation, as in NAME/VALUE, but '{config.best}' is "
+            f"not: the evaluations are {', '.join(names) or 'none'}"
+        )
+
+
+def refuse_unmeasured(config: LoopConfig, taken: list[str], values: list[str]) -> None:
+    """Refuses, when its evaluation is first taken, a ``best`` that is none of its values.
+
+    Raises:
+        UserError: names the nearest value.
+    """
+    if config.best.split("/")[0] in taken and config.best not in values:
+        raise UserError(
+            f"loop.best is a value of an evaluation, but '{config.best}' is not; "
+            f"{nearest(config.best, values)}"
+        )
 
 
 class NonFiniteError(UserError):

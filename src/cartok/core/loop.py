@@ -25,7 +25,17 @@ from cartok.core.checkpoint import (
     save_state,
     tensors_of_optimizer,
 )
-from cartok.core.job import Evaluation, Job, LoopConfig, NonFiniteError, Phase, Terms
+from cartok.core.files import finite
+from cartok.core.job import (
+    Evaluation,
+    Job,
+    LoopConfig,
+    NonFiniteError,
+    Phase,
+    Terms,
+    refuse_unfit,
+    refuse_unmeasured,
+)
 from cartok.core.parallel import World
 from cartok.core.precision import computing_in
 from cartok.core.progress import Tick
@@ -59,8 +69,14 @@ def fit(
 
     Raises:
         NonFiniteError: before the weights move; names the term, the step and the batch.
+        UserError: the batch cannot be shared by the ranks, or ``best`` is no evaluation's value.
     """
-    return _Fit(job, config, run, evaluations, tick).go()
+    refuse_unfit(config, evaluations, run.world.size)
+    try:
+        return _Fit(job, config, run, evaluations, tick).go()
+    except BaseException:
+        run.close()  # the trackers still hold the last lines, which tell what went wrong
+        raise
 
 
 class _Fit:
@@ -174,17 +190,19 @@ class _Fit:
             for evaluation in due:
                 found = evaluation.measure(step)
                 fresh |= {f"{evaluation.name}/{key}": value for key, value in found.items()}
+        refuse_unmeasured(self.config, [e.name for e in due], list(fresh))
         self.values |= fresh
         self.run.log(step, fresh)
         value = fresh.get(self.config.best, math.inf)
-        improved, self.best = value < self.best, min(value, self.best)
+        improved = value < self.best  # false for NaN
+        self.best = value if improved else self.best
         return improved
 
     def save(self, step: int, is_best: bool) -> None:
-        state = TrainingState(step, self.tensors(), {
-            "seconds": self.seconds, "stalled": self.stalled, "best": self.best if
-            math.isfinite(self.best) else None, "values": self.values,
-        })  # fmt: skip
+        state = TrainingState(step, self.tensors(), finite({
+            "seconds": self.seconds, "stalled": self.stalled, "best": self.best,
+            "values": self.values,
+        }))  # fmt: skip
         if self.world.is_main:
             save_state(self.run.checkpoints, state, is_best=is_best)
         self.world.barrier()
@@ -216,10 +234,10 @@ class _Fit:
 
 def _refuse_non_finite(terms: Terms, phase: str, step: int, batch: Any, world: World) -> None:
     names = [name for name in terms.losses if terms.weights[name]]
-    finite = torch.stack([terms.losses[name].detach().float() for name in names]).isfinite()
-    if not world.any(not bool(finite.all())):
+    fine = torch.stack([terms.losses[name].detach().float() for name in names]).isfinite()
+    if not world.any(not bool(fine.all())):
         return
-    bad = [name for name, ok in zip(names, finite.tolist(), strict=True) if not ok]
+    bad = [name for name, ok in zip(names, fine.tolist(), strict=True) if not ok]
     where = getattr(batch, "indices", None)
     samples = f" (samples {where.tolist()[:8]} ...)" if isinstance(where, Tensor) else ""
     raise NonFiniteError(
@@ -247,28 +265,35 @@ def _asked_to_stop() -> Iterator[list[int]]:
 def _undisturbed(job: Job, world: World) -> Iterator[None]:
     """Evaluation mode without gradients; the training's random state is as before afterwards."""
     devices = [world.device] if world.device.type == "cuda" else []
-    modes = {name: module.training for name, module in job.modules.items()}
+    parts = [part for module in job.modules.values() for part in module.modules()]
+    modes = [part.training for part in parts]  # one by one: a part may be frozen in evaluation
     for module in job.modules.values():
         module.eval()
     try:
         with torch.random.fork_rng(devices), torch.no_grad():
             yield
     finally:
-        for name, module in job.modules.items():
-            module.train(modes[name])
+        for part, mode in zip(parts, modes, strict=True):
+            part.training = mode
 
 
 def _random(world: World) -> dict[str, Tensor]:
+    """Every rank's random states, a row each."""
     states = {"cpu": torch.get_rng_state()}
     if world.device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(world.device)
-    return states
+    return {k: world.gather(state[None].to(world.device)).cpu() for k, state in states.items()}
 
 
 def _set_random(states: dict[str, Tensor], world: World) -> None:
-    torch.set_rng_state(states["cpu"])
-    if world.device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], world.device)
+    for name, rows in states.items():
+        if world.rank >= len(rows):
+            continue  # a rank that was not there before keeps the state it was seeded with
+        state = rows[world.rank].clone()  # torch 2.15 reads a row from its tensor's beginning
+        if name == "cpu":
+            torch.set_rng_state(state)
+        elif world.device.type == name:
+            torch.cuda.set_rng_state(state, world.device)
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -26,8 +26,14 @@ class OptimConfig:
     """Largest gradient norm; 0: not clipped."""
 
     def __post_init__(self):
-        if self.lr <= 0 or self.warmup_from < 0:
+        if self.lr <= 0:
             raise ValueError(f"lr must be above 0, but is {self.lr}")
+        if not 0 <= self.warmup_from <= self.lr:
+            raise ValueError(
+                f"warmup_from must be in [0, lr], but is {self.warmup_from} with lr {self.lr}"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be in [0, 1), but are {self.betas}")
         if self.warmup_steps < 0 or self.clip < 0 or self.weight_decay < 0:
             raise ValueError("warmup_steps, clip and weight_decay must not be negative")
 

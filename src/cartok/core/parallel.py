@@ -5,14 +5,18 @@ started by ``torchrun``, one of many. Models never ask: they are made parallel f
 """
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from cartok.core.errors import UserError
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,12 @@ class World:
         ``auto`` takes a GPU when there is one: CUDA, then Apple's MPS, then the CPU.
 
         Raises:
-            UserError: the named device is not there.
+            UserError: the named device is not there; the other processes do not come.
         """
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         found = _device(device, int(os.environ.get("LOCAL_RANK", 0)))
         if size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if found.type == "cuda" else "gloo")
+            _meet(size, "nccl" if found.type == "cuda" else "gloo")
         return cls(rank=rank, size=size, device=found)
 
     @property
@@ -70,7 +74,7 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def shard(self, module: nn.Module) -> nn.Module:
+    def shard(self, module: M) -> M:
         """Makes a plain model parallel: on the device, equal on all ranks, batch norms joined."""
         if self.size > 1 and self.device.type == "cuda":
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
@@ -99,14 +103,26 @@ class World:
             dist.destroy_process_group()
 
 
+def _meet(size: int, backend: str) -> None:
+    try:
+        dist.init_process_group(backend)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the {size} processes that WORLD_SIZE promises did not meet "
+            f"({str(error).splitlines()[0]}); start them with torchrun, or unset WORLD_SIZE"
+        ) from None
+
+
 def _device(name: str, local_rank: int) -> torch.device:
     if name == "auto":
         mps = torch.backends.mps.is_available()
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device is auto, cpu, cuda, cuda:N or mps, but got '{name}'") from None
+    known = re.fullmatch(r"cpu|cuda(:\d+)?|mps", name)
+    if not known:
+        raise UserError(f"--device is auto, cpu, cuda, cuda:N or mps, but got '{name}'")
+    device = torch.device(name)
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("this machine has no MPS, but --device is 'mps'; use --device cpu")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"no CUDA GPU is visible, but --device is '{name}'; use --device cpu")

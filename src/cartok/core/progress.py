@@ -27,7 +27,8 @@ class Progress:
     def say(self, text: str) -> None:
         """Prints a line."""
         if self._console is not None:
-            self._console.print(text, highlight=False)
+            # A path may look like rich's markup; a line is one line, however long.
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Tick]:
@@ -41,11 +42,11 @@ class Progress:
 
     def _bar(self, name: str, total: int) -> Iterator[Tick]:
         columns = (
-            TextColumn("{task.description:<28}"),
+            TextColumn("{task.description:<28}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            TextColumn("{task.fields[words]}"),
+            TextColumn("{task.fields[words]}", markup=False),
         )
         with Bars(*columns, console=self._console) as bars:
             task = bars.add_task(name, total=total, words="")

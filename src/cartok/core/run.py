@@ -8,12 +8,12 @@ runs/NAME/
   model/           what inference needs
   samples/         pictures a person looks at
   tensorboard/     the log's numbers again, for TensorBoard
+  trackers/        the names other services know the run by
 """
 
 import json
 import platform
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -26,12 +26,19 @@ import torch
 
 from cartok.core.config import dict_of, digest_of
 from cartok.core.errors import UserError
-from cartok.core.files import read_json, write_json, write_text
+from cartok.core.files import (
+    finite,
+    full_disk_explained,
+    read_json,
+    remove,
+    write_json,
+    write_text,
+)
 from cartok.core.parallel import World
-from cartok.core.trackers import Tracker, open_tracker
+from cartok.core.trackers import Tracker, TrackerName, open_tracker
 
-_PARTS = ("config.json", "log.jsonl", "record.json", "checkpoints", "model", "samples",
-          "tensorboard")  # fmt: skip
+_PARTS = ("record.json", "log.jsonl", "checkpoints", "model", "samples", "tensorboard",
+          "trackers")  # fmt: skip
 
 
 @dataclass
@@ -60,22 +67,17 @@ class Run:
 
         Raises:
             UserError: the folder is not empty and neither ``resume`` nor ``overwrite`` is given;
-                it resumes another config; it would overwrite something that is no run.
+                it resumes another config; it would overwrite something that is no run; it cannot
+                be written to.
         """
         folder, world = Path(folder), world or World()
         run = cls(folder=folder, kind=kind, config=config, world=world)
-        refused = _refusal(run, resume, overwrite)
-        if refused:
-            raise UserError(refused)
+        # One rank looks and makes, since to the others the folder it has made would not be empty.
+        refused = ""
         if world.is_main:
-            if overwrite:
-                _clear(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(
-                folder / "config.json",
-                {"kind": kind, "digest": digest_of(config), "config": dict_of(config)},
-            )
-        world.barrier()
+            refused = _refusal(run, resume, overwrite) or _made(run, overwrite)
+        if world.any(bool(refused)):
+            raise UserError(refused or f"the main rank refused {folder}")
         return run
 
     @property
@@ -93,27 +95,25 @@ class Run:
         """True once the record is written."""
         return (self.folder / "record.json").exists()
 
-    def start_log(self, step: int, trackers: Iterable[str]) -> None:
+    def start_log(self, step: int, trackers: Iterable[TrackerName]) -> None:
         """Opens the log to go on after ``step``: lines of later steps, if any, are cut off."""
         if not self.world.is_main:
             return
         lines = [json.dumps(line) for line in read_log(self.folder) if line["step"] <= step]
         write_text(self.folder / "log.jsonl", "".join(line + "\n" for line in lines))
         plain = dict_of(self.config)
-        self.trackers = tuple(
-            open_tracker(name, self.folder, plain, step + 1)  # type: ignore[arg-type]
-            for name in trackers
-        )
+        self.trackers = tuple(open_tracker(name, self.folder, plain, step + 1) for name in trackers)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Adds a line to the log and tells the trackers; a value that is not finite is null."""
         if not self.world.is_main:
             return
-        finite = {name: value if _is_finite(value) else None for name, value in values.items()}
-        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **finite}) + "\n")
+        known = finite(values)
+        path = self.folder / "log.jsonl"
+        with full_disk_explained(path), open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **known}) + "\n")
         for tracker in self.trackers:
-            tracker.log(step, {k: v for k, v in finite.items() if v is not None})
+            tracker.log(step, {k: v for k, v in known.items() if v is not None})
 
     def close(self) -> None:
         """Closes the trackers; the run can be taken up again."""
@@ -121,7 +121,10 @@ class Run:
             tracker.close()
 
     def finish(self, **facts: Any) -> dict[str, Any]:
-        """Writes ``record.json``: the facts given, the config, provenance and thinned curves."""
+        """Writes ``record.json``: the facts given, the config, provenance and thinned curves.
+
+        A value that is not finite is null.
+        """
         self.close()
         record = {
             "kind": self.kind,
@@ -132,6 +135,7 @@ class Run:
             **facts,
             "curves": curves_of(read_log(self.folder)),
         }
+        record = finite(record)
         if self.world.is_main:
             write_json(self.folder / "record.json", record)
         return record
@@ -149,9 +153,9 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def curves_of(lines: list[dict[str, Any]], most: int = 200) -> dict[str, list[list[float]]]:
+def curves_of(lines: list[dict[str, Any]], most: int = 200) -> dict[str, list[list[int | float]]]:
     """Each logged value as [[step, value], ...], thinned evenly to ``most`` points."""
-    curves: dict[str, list[list[float]]] = {}
+    curves: dict[str, list[list[int | float]]] = {}
     for line in lines:
         for name, value in line.items():
             if name != "step" and isinstance(value, int | float):
@@ -189,7 +193,7 @@ def _refusal(run: Run, resume: bool, overwrite: bool) -> str:
     folder = run.folder
     if folder.exists() and not folder.is_dir():
         return f"--out is a folder to write to, but {folder} is a file; name another"
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or not any(not _is_leftover(path) for path in folder.iterdir()):
         return ""
     if not resume and not overwrite:
         return (
@@ -199,8 +203,9 @@ def _refusal(run: Run, resume: bool, overwrite: bool) -> str:
     if not (folder / "config.json").exists():
         return f"{folder} holds files but no run (no config.json); name another folder"
     stored = read_json(folder / "config.json", "a run's config")
-    if not isinstance(stored, dict) or stored.get("kind") != run.kind:
-        return f"{folder} holds another kind of run, not a {run.kind}; name another folder"
+    # A model's folder has a config.json of the same kind, but no digest.
+    if not isinstance(stored, dict) or stored.get("kind") != run.kind or "digest" not in stored:
+        return f"{folder} holds something else, not a {run.kind}'s run; name another folder"
     if resume and not overwrite and stored.get("digest") != digest_of(run.config):
         changed = _first_difference(stored.get("config", {}), dict_of(run.config))
         return (
@@ -218,10 +223,26 @@ def _first_difference(old: Any, new: Any, where: str = "") -> str:
     return f"{where} was {old!r} there and is {new!r} now"
 
 
-def _clear(folder: Path) -> None:
-    for part in _PARTS:
-        path = folder / part
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+def _made(run: Run, overwrite: bool) -> str:
+    """Makes the folder ready; returns why it could not, or nothing."""
+    folder = run.folder
+    plain = {"kind": run.kind, "digest": digest_of(run.config), "config": dict_of(run.config)}
+    try:
+        for path in [folder / part for part in _PARTS] if overwrite else []:
+            remove(path)
+        for inside in (folder, folder / "checkpoints"):
+            for path in filter(_is_leftover, inside.glob(".*")):
+                remove(path)
+        # Last, and replaced rather than removed, so that it stays a run if this is cut short.
+        write_json(folder / "config.json", plain)
+    except OSError as error:
+        return f"--out is a folder to write to, but {folder} is not: {error}; name another"
+    return ""
+
+
+def _is_leftover(path: Path) -> bool:
+    """True of what a kill left half-written."""
+    return path.name.startswith(".") and path.name.endswith(".part")
 
 
 def _thinned(points: list, most: int) -> list:
@@ -231,13 +252,14 @@ def _thinned(points: list, most: int) -> list:
     return [points[round(i * last / (most - 1))] for i in range(most)]
 
 
-def _is_finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
-
-
 def _commit() -> str:
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    # An installed copy may lie in somebody else's repository, whose commit says nothing of us.
+    is_ours = _git("ls-files", "--error-unmatch", Path(__file__).name)
+    return _git("rev-parse", "HEAD") if is_ours else ""
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):

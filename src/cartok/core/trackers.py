@@ -1,13 +1,16 @@
 """Where a run's numbers go besides ``log.jsonl``: one small protocol, three services behind it."""
 
+import uuid
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from cartok.core.errors import UserError
+from cartok.core.files import write_text
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
+@runtime_checkable  # for the checks that run in tests
 class Tracker(Protocol):
     """Anything that can be told numbers as a run goes on."""
 
@@ -43,8 +46,10 @@ class Service:
 
     def __init__(self, module, folder: Path, config: dict, start: int):
         self._module = module
-        # The folder's name is the run's; a resumed run goes on under the same one.
-        module.init(project="cartok", name=folder.name, config=config, resume="allow")
+        name = _lasting_name(folder, module.__name__, start)
+        # Weights & Biases takes a run up again by its id, trackio by its name.
+        settings = {"id": name} if module.__name__ == "wandb" else {}
+        module.init(project="cartok", name=name, config=config, resume="allow", **settings)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Sends the values of one step."""
@@ -53,6 +58,14 @@ class Service:
     def close(self) -> None:
         """Ends the service's run."""
         self._module.finish()
+
+
+def _lasting_name(folder: Path, service: str, start: int) -> str:
+    """The same for a run that goes on, another for one that starts again in the same folder."""
+    path = folder / "trackers" / f"{service}.txt"
+    if start <= 1 or not path.exists():
+        write_text(path, "-".join([*folder.resolve().parts[1:][-3:], uuid.uuid4().hex[:8]]))
+    return path.read_text(encoding="utf-8")
 
 
 def open_tracker(name: TrackerName, folder: Path, config: dict, start: int) -> Tracker:
