@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cartok.core.config import config
+from cartok.core.errors import UserError
 from cartok.core.shapes import Image, Latents
 
 
@@ -32,6 +33,12 @@ class CodecConfig:
             raise ValueError(
                 f"multipliers must be one or more positive numbers: {self.multipliers}"
             )
+        counts = {"channels": self.channels, "groups": self.groups,
+                  "encoder_blocks": self.encoder_blocks, "decoder_blocks": self.decoder_blocks,
+                  "latent_channels": self.latent_channels}  # fmt: skip
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, but is {value}")
         if self.channels % self.groups:
             raise ValueError(f"channels {self.channels} must be a multiple of groups {self.groups}")
         if self.stem not in (1, 2, 4, 8):
@@ -88,11 +95,6 @@ class Decoder(nn.Module):
             self.levels.append(blocks if last else nn.Sequential(blocks, Upsample(width)))
             before = width
         self.leave = _leave(before, 3 * config.stem**2, config.groups)
-
-    @property
-    def last_weight(self) -> nn.Parameter:
-        """Weight of the layer that makes pixels, where gradient norms of terms are compared."""
-        return self.leave[-1].weight
 
     def forward(self, latents: Latents) -> Image:
         """Pictures ``factor`` times larger a side."""
@@ -192,10 +194,10 @@ def check_size(height: int, width: int, factor: int) -> tuple[int, int]:
     """The token grid of a picture of this size.
 
     Raises:
-        ValueError: a side is no multiple of ``factor``.
+        UserError: a side is no multiple of ``factor``.
     """
     if height % factor or width % factor or min(height, width) < factor:
-        raise ValueError(
+        raise UserError(
             f"a picture's sides must be multiples of {factor}, but it is {width}x{height}; "
             "crop or resize it"
         )

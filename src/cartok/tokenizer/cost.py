@@ -43,12 +43,11 @@ def count_flops(
     with torch.device("meta"):
         tokenizer, critic = Tokenizer(model), Critic(losses.critic)
         predictor = CausalPredictor(causal, _channels(model, causal))
-    parts = {"tokenizer": tokenizer, "perceptual": perceptual}
-    codec = _count(parts, losses, size)
-    with_critic = (
-        _count(parts | {"critic": critic}, losses, size) if losses.critic.weight else codec
-    )
-    with_causal = _count(parts | {"causal": predictor}, losses, size) if causal.weight else codec
+    codec = with_critic = with_causal = _count(tokenizer, perceptual, losses, size)
+    if losses.critic.weight:
+        with_critic = _count(tokenizer, perceptual, losses, size, critic=critic)
+    if causal.weight:
+        with_causal = _count(tokenizer, perceptual, losses, size, predictor=predictor)
     return StepFlops(codec, with_critic - codec, with_causal - codec)
 
 
@@ -71,9 +70,10 @@ def _channels(model: TokenizerConfig, causal: CausalConfig) -> int:
     return model.codec.latent_channels if encoder else model.quantizer.dim
 
 
-def _count(parts: dict[str, nn.Module | None], losses: LossConfig, size: int) -> float:
-    tokenizer, perceptual = parts["tokenizer"], parts["perceptual"]
-    critic, predictor = parts.get("critic"), parts.get("causal")
+def _count(
+    tokenizer: Tokenizer, perceptual: nn.Module | None, losses: LossConfig, size: int, *,
+    critic: Critic | None = None, predictor: CausalPredictor | None = None,
+) -> float:  # fmt: skip
     image = torch.zeros(2, 3, size, size, device="meta")
     with FlopCounterMode(display=False) as counter:
         encoded = tokenizer.encode(image)

@@ -54,7 +54,7 @@ def gaming_of(measures: Measures, twin: Measures) -> list[str]:
         found.append(
             f"latent shrinkage: the latents' variance is {measures.latent_variance:.3g} against "
             f"{twin.latent_variance:.3g} without the regulariser; small latents are predicted with "
-            "small errors; lower causal.weight or set causal.scale to variance"
+            "small errors; lower causal.weight"
         )
     gain, passed_on = measures.r2_latents - twin.r2_latents, measures.r2_codes - twin.r2_codes
     if gain > HIDDEN_R2 and passed_on < 0.25 * gain:

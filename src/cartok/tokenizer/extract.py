@@ -6,7 +6,6 @@ from typing import Literal
 
 import torch
 
-from cartok.core.errors import UserError
 from cartok.core.progress import Progress
 from cartok.core.shapes import image_of_pixels
 from cartok.data.pictures import Pictures
@@ -35,7 +34,7 @@ def extract(
     manifest = TokenManifest(
         tokenizer_digest=tokenizer.digest,
         codebook_size=tokenizer.codebook_size,
-        grid=_grid_of(tokenizer, view),
+        grid=tokenizer.grid_of(view.size, view.size),
         classes=splits["train"].classes,
         source=source,
         picture_digests={split: pictures.digest for split, pictures in splits.items()},
@@ -56,13 +55,6 @@ def extract(
                 writer.add(split, tokens.cpu(), labels)
                 tick(indices.stop, "")
     return writer.finish()
-
-
-def _grid_of(tokenizer: Tokenizer, view: View) -> tuple[int, int]:
-    try:
-        return tokenizer.grid_of(view.size, view.size)
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def _chunks(num: int, batch: int) -> Iterator[range]:

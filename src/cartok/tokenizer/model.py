@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from cartok.core.checkpoint import digest_of_weights, load_model, put_tensors, save_model
@@ -31,7 +32,7 @@ class TokenizerConfig:
 class Encoded:
     """A picture on its way to tokens: the three places where latents can be looked at."""
 
-    encoder_output: Latents
+    encoder_output: Float[Tensor, "batch wide row column"]
     """256 channels in the paper."""
     projected: Latents
     """The codebook's few channels, not normalised."""
@@ -85,7 +86,7 @@ class Tokenizer(nn.Module):
         """Tokens of pictures in [-1, 1], on a grid in raster order; equal for any batch size.
 
         Raises:
-            ValueError: a side is no multiple of ``factor``, or the pictures are not floats.
+            UserError: a side is no multiple of ``factor``, or the pictures are not floats.
         """
         _check_pictures(images)
         self.grid_of(*images.shape[-2:])
@@ -96,7 +97,7 @@ class Tokenizer(nn.Module):
         """Pictures in [-1, 1] of tokens on a grid.
 
         Raises:
-            ValueError: a token is not of this codebook.
+            UserError: a token is not of this codebook.
         """
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.codebook_size:
             raise UserError(
@@ -114,7 +115,7 @@ class Tokenizer(nn.Module):
         """Reads a model folder, a finished run's folder, or a model of the hub (``owner/name``).
 
         Raises:
-            ValueError: there is none, it is no tokenizer, or its weights are damaged.
+            UserError: there is none, it is no tokenizer, or its weights are damaged.
         """
         stored = load_model(source, kind="tokenizer")
         tokenizer = cls(config_of(TokenizerConfig, stored.config))

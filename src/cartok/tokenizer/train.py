@@ -50,6 +50,19 @@ class TokenizerRun:
     """Processes that read pictures; 0: this one."""
     seed: int = 0
 
+    def __post_init__(self):
+        size, factor, critic = self.view.size, self.model.codec.factor, self.losses.critic
+        if size % factor or size < 2 * factor:
+            raise ValueError(
+                f"view.size must be a multiple of the codec's factor {factor}, two or more times, "
+                f"but is {size}; change it, or model.codec"
+            )
+        if critic.weight and size < 3 * 2**critic.layers:
+            raise ValueError(
+                f"a critic of {critic.layers} layers needs pictures of {3 * 2**critic.layers} "
+                f"pixels or more, but view.size is {size}; lower losses.critic.layers"
+            )
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -111,9 +124,11 @@ class TokenizerJob:
         seen = [outcome.encoded.quantized.statistics for outcome in outcomes]
         counts = torch.stack([statistics.counts for statistics in seen]).sum(0)
         candidates = torch.cat([statistics.candidates for statistics in seen])
-        self.tokenizer.quantizer.update(
-            Statistics(self.world.mean(counts), self.world.gather(candidates)), step
-        )
+        num_pictures = sum(len(outcome.image) for outcome in outcomes)
+        mine = candidates.unflatten(0, (1, num_pictures, -1))
+        # Ranks took turns in the order of the pictures; so one process would have seen them.
+        everyone = self.world.gather(mine).transpose(0, 1).flatten(0, 2)
+        self.tokenizer.quantizer.update(Statistics(self.world.mean(counts), everyone), step)
 
     def facts(self, outcome: Outcome) -> dict[str, Any]:
         """What the record says of this training."""

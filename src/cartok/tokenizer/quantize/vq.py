@@ -103,8 +103,10 @@ class VectorQuantizer(nn.Module):
         if len(dead) == 0:
             return
         generator = torch.Generator().manual_seed(step)
-        pick = torch.randint(len(statistics.candidates), (len(dead),), generator=generator)
-        self.table[dead] = statistics.candidates[pick.to(dead.device)].to(self.table.dtype)
+        # Without replacement: of two codes born on one latent, one would never be the nearest.
+        order = torch.randperm(len(statistics.candidates), generator=generator)
+        pick = order[torch.arange(len(dead)) % len(order)].to(dead.device)
+        self.table[dead] = statistics.candidates[pick].to(self.table.dtype)
         self.idle[dead] = 0
 
     @torch.no_grad()

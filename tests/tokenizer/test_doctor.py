@@ -1,0 +1,88 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cartok.tokenizer.doctor import HIDDEN_R2, Measures, collapse_of, gaming_of
+
+TWIN = Measures(
+    code_usage=1.0, code_perplexity=200.0, latent_variance=0.12, next_latent_mse=0.088,
+    commitment_mse=0.022, r2_latents=0.29, r2_codes=0.26,
+)  # fmt: skip
+# Codes follow latents: what the paper promises, in the numbers of a trial with noisy input.
+HEALTHY = replace(TWIN, next_latent_mse=0.044, r2_latents=0.64, r2_codes=0.47)
+
+
+def faults(found: list[str]) -> list[str]:
+    return [line.split(":")[0] for line in found]
+
+
+def test_healthy_numbers_raise_no_warning():
+    for measures in (HEALTHY, TWIN):
+        assert collapse_of(measures) == []
+        assert gaming_of(measures, TWIN) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"code_usage": 0.0999}, ["codebook collapse"]),
+        ({"code_usage": 0.1}, []),
+        ({"code_usage": 0.0}, ["codebook collapse"]),
+        ({"code_perplexity": 3.99}, ["codebook collapse"]),
+        ({"code_perplexity": 4.0}, []),
+        # few codes and those unequal: one fault, said once
+        ({"code_usage": 0.05, "code_perplexity": 2.0}, ["codebook collapse"]),
+        ({"latent_variance": 0.99e-4}, ["latent collapse"]),
+        ({"latent_variance": 1e-4}, []),
+        ({"code_usage": 0.01, "latent_variance": 0.0}, ["codebook collapse", "latent collapse"]),
+    ],
+)
+def test_each_collapse_is_named_at_its_limit(change, expected):
+    assert faults(collapse_of(replace(HEALTHY, **change))) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"latent_variance": 0.0599}, ["latent shrinkage"]),
+        ({"latent_variance": 0.06}, []),  # half of the twin's
+        ({"latent_variance": 1.0}, []),
+        # z at lambda 4 in a trial: .86 from latents, .44 from codes; a third of the gain comes over
+        ({"r2_latents": 0.86, "r2_codes": 0.44}, []),
+        ({"r2_latents": 0.95, "r2_codes": 0.26}, ["hidden prediction"]),
+        ({"r2_latents": 0.95, "r2_codes": 0.10}, ["hidden prediction"]),  # codes even got worse
+        ({"r2_latents": 0.69, "r2_codes": 0.361}, []),  # a quarter of the gain
+        ({"r2_latents": 0.69, "r2_codes": 0.359}, ["hidden prediction"]),
+        ({"r2_latents": 0.29 + HIDDEN_R2 - 0.001, "r2_codes": 0.26}, []),
+        ({"r2_latents": 0.29 + HIDDEN_R2 + 0.001, "r2_codes": 0.26}, ["hidden prediction"]),
+        ({"r2_latents": 0.1, "r2_codes": 0.0}, []),  # it lost: nothing was gamed
+        (
+            {"latent_variance": 0.01, "r2_latents": 0.95, "r2_codes": 0.26},
+            ["latent shrinkage", "hidden prediction"],
+        ),
+    ],
+)
+def test_each_way_of_gaming_is_named_at_its_limit(change, expected):
+    assert faults(gaming_of(replace(HEALTHY, **change), TWIN)) == expected
+
+
+@given(st.floats(0.01, 1), st.floats(0, 1), st.floats(0, 1))
+def test_a_tokenizer_never_games_its_own_numbers(variance, r2_latents, r2_codes):
+    measures = replace(HEALTHY, latent_variance=variance, r2_latents=r2_latents, r2_codes=r2_codes)
+    assert gaming_of(measures, measures) == []
+
+
+def test_every_warning_is_one_line_with_the_numbers_and_what_to_do():
+    sick = replace(HEALTHY, code_usage=0.05, latent_variance=1e-5, r2_latents=0.95, r2_codes=0.26)
+    dull = replace(HEALTHY, code_perplexity=2.5)
+    lines = [*collapse_of(sick), *collapse_of(dull), *gaming_of(sick, TWIN)]
+    assert len(lines) == 5
+    for line in lines:
+        assert "\n" not in line
+        assert ";" in line
+        assert any(name in line for name in ("causal.", "model.quantizer."))
+    text = " ".join(lines)
+    for number in ("5.0%", "1.0e-05", "2.5 equal", "against 0.12", "rose by 0.66", "by 0.00"):
+        assert number in text, number

@@ -1,0 +1,142 @@
+from contextlib import contextmanager
+
+import pytest
+import torch
+from PIL import Image
+
+from cartok.core.errors import UserError
+from cartok.core.progress import Progress
+from cartok.core.shapes import image_of_pixels
+from cartok.data.batches import all_images
+from cartok.data.images import open_pictures
+from cartok.data.tokens import open_tokens, read_manifest
+from cartok.data.views import View, center_view
+from cartok.recipes.tokenizer import causal_toy
+from cartok.tokenizer.extract import extract
+from cartok.tokenizer.model import Tokenizer
+
+VIEW = View(size=16)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    torch.manual_seed(0)
+    return Tokenizer(causal_toy().model).eval()
+
+
+@pytest.fixture(scope="module")
+def splits(picture_folder):
+    return {split: open_pictures(picture_folder, split, size=16) for split in ("train", "val")}
+
+
+def sequences(tokenizer, images) -> torch.Tensor:
+    return tokenizer.tokens_of(images).flatten(1)
+
+
+def test_the_first_view_is_the_central_one_in_raster_order(tokenizer, splits, tmp_path):
+    extract(tokenizer, splits, tmp_path, source="here", view=VIEW, kind="center")
+    for split, pictures in splits.items():
+        shards = open_tokens(tmp_path, split)
+        (everything,) = all_images(pictures, VIEW, batch=100)
+        found = torch.stack([shards[index] for index in range(len(shards))])
+        assert found.shape == (len(pictures), 1, 16)
+        assert torch.equal(found[:, 0], sequences(tokenizer, everything.image))
+        assert torch.equal(shards.labels, everything.labels)
+    assert shards.labels.unique().tolist() == [0, 1]
+
+
+def test_the_second_view_of_a_flip_is_the_mirrored_picture(tokenizer, splits, tmp_path):
+    extract(tokenizer, splits, tmp_path, source="here", view=VIEW, kind="flip", batch=5)
+    shards = open_tokens(tmp_path, "train")
+    (everything,) = all_images(splits["train"], VIEW, batch=100)
+    found = torch.stack([shards[index] for index in range(len(shards))])
+    assert torch.equal(found[:, 0], sequences(tokenizer, everything.image))
+    assert torch.equal(found[:, 1], sequences(tokenizer, everything.image.flip(-1)))
+    assert not torch.equal(found[:, 0], found[:, 1])
+
+
+def test_ten_crops_are_ten_views_with_the_central_one_first(tokenizer, splits, tmp_path):
+    held = {"train": splits["val"], "val": splits["val"]}
+    extract(tokenizer, held, tmp_path, source="here", view=VIEW, kind="ten-crop")
+    shards = open_tokens(tmp_path, "val")
+    assert shards[0].shape == (10, 16)
+    large = center_view(splits["val"].read(0), View(size=18))  # 1.1 times, rounded
+    middle = image_of_pixels(large[None, :, 1:17, 1:17])
+    assert torch.equal(shards[0][:1], sequences(tokenizer, middle))
+    assert torch.equal(shards[0][5:6], sequences(tokenizer, middle.flip(-1)))
+
+
+def test_the_manifest_says_where_the_tokens_come_from(tokenizer, splits, tmp_path):
+    made = extract(tokenizer, splits, tmp_path, source="here", view=VIEW, kind="flip")
+    found = read_manifest(tmp_path)
+    assert found == made
+    assert found.tokenizer_digest == tokenizer.digest
+    assert found.codebook_size == tokenizer.codebook_size
+    assert found.grid == (4, 4)
+    assert found.classes == ("even", "odd")
+    assert (found.source, found.kind, found.view) == ("here", "flip", VIEW)
+    assert found.picture_digests == {name: part.digest for name, part in splits.items()}
+    assert {split: found.num(split) for split in splits} == {
+        split: len(pictures) for split, pictures in splits.items()
+    }
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_the_shards_do_not_depend_on_the_batch_size(tokenizer, splits, tmp_path, batch):
+    whole = extract(tokenizer, splits, tmp_path / "a", source="", view=VIEW, kind="flip")
+    parts = extract(
+        tokenizer, splits, tmp_path / "b", source="", view=VIEW, kind="flip", batch=batch
+    )
+    assert parts == whole  # with the hashes of all files
+
+
+def test_the_label_follows_the_picture_that_is_really_shown(tokenizer, tmp_path):
+    folder = tmp_path / "pictures"
+    for name, shade in (("dark", 40), ("light", 200)):
+        for split, num in (("train", 60), ("val", 1)):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(num):
+                picture = Image.new("RGB", (16, 16), (shade, number, 2 * number))
+                picture.save(folder / split / name / f"{number:02d}.png")
+    broken = folder / "train" / "dark" / "59.png"  # the last dark one; the next is light
+    data = broken.read_bytes()
+    at = data.index(b"IDAT")
+    splits = {split: open_pictures(folder, split) for split in ("train", "val")}
+    broken.write_bytes(data[: at + 6] + b"\0" * (len(data) - at - 6))
+    extract(tokenizer, splits, tmp_path / "tokens", source="", view=VIEW, kind="center")
+    shards = open_tokens(tmp_path / "tokens", "train")
+    assert len(splits["train"].broken) == 1
+    assert shards.labels.tolist() == [0] * 59 + [1] * 61
+    assert torch.equal(shards[59], shards[60])
+
+
+def test_progress_is_told_of_every_batch(tokenizer, splits, tmp_path):
+    told = []
+
+    class Listener(Progress):
+        @contextmanager
+        def stage(self, name, total):
+            told.append((name, total))
+            yield lambda done, words: told.append(done)
+
+    held = {"train": splits["val"], "val": splits["val"]}
+    num = len(splits["val"])
+    extract(
+        tokenizer, held, tmp_path, source="", view=VIEW, kind="center", batch=3, progress=Listener()
+    )
+    steps = [*range(3, num, 3), num]
+    assert told == [("tokens, train", num), *steps, ("tokens, val", num), *steps]
+
+
+@pytest.mark.parametrize("size", [15, 18, 2])
+def test_a_size_that_the_factor_does_not_divide_is_refused(tokenizer, splits, tmp_path, size):
+    with pytest.raises(UserError, match=f"multiples of 4, but it is {size}x{size}") as caught:
+        extract(tokenizer, splits, tmp_path, source="", view=View(size=size), kind="flip")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_finished_tokens_are_not_overwritten(tokenizer, splits, tmp_path):
+    extract(tokenizer, splits, tmp_path, source="", view=VIEW, kind="center")
+    with pytest.raises(UserError, match="is finished"):
+        extract(tokenizer, splits, tmp_path, source="", view=VIEW, kind="center")
