@@ -1,7 +1,3 @@
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: as the command line does
-
 import torch
 from hypothesis import settings
 

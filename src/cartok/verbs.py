@@ -4,6 +4,7 @@ Each takes the arguments after its name and prints its answer; progress goes to 
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -251,15 +252,15 @@ def report(arguments: list[str]) -> None:
     print(write_report(_parse(Report, arguments, "report").folder))
 
 
-def _parse(cls: type[T], arguments: list[str], verb: str, default: Any = None) -> T:
+def _parse(cls: Callable[..., T], arguments: list[str], verb: str, default: Any = None) -> T:
     # tyro prints a mistyped option with the nearest right ones and exits with 2.
     given = {} if default is None else {"default": default}
     return tyro.cli(cls, args=arguments, prog=f"cartok {verb}", **given)
 
 
 def _with_recipe(
-    cls: type[T], config: type, table: dict, arguments: list[str], verb: str
-) -> T:  # fmt: skip
+    cls: Callable[..., T], config: type, table: dict, arguments: list[str], verb: str
+) -> T:
     """Options over a recipe's config, or over that of ``--config FILE``."""
     arguments = list(arguments)
     path = _take_option(arguments, "--config")

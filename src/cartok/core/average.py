@@ -1,6 +1,6 @@
 """Running means of weights: what is evaluated and published when a config asks for them."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -37,7 +37,7 @@ class Average:
             self._live[name].copy_(mean)
 
     @contextmanager
-    def instead(self) -> Iterator[None]:
+    def instead(self) -> Generator[None]:
         """The averaged weights in the live modules' place, while the body runs."""
         kept = {name: value.detach().clone() for name, value in self._live.items()}
         self.put_in()

@@ -38,7 +38,7 @@ def config(cls: type[T]) -> type[T]:
         except ValidationError as error:
             raise ConfigError(explain(made, error)) from None
 
-    made.__init__ = explained  # type: ignore
+    made.__init__ = explained
     return made
 
 

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from cartok.core.errors import UserError
 
 
 @contextmanager
-def staged(path: Path) -> Iterator[Path]:
+def staged(path: Path) -> Generator[Path]:
     """Yields a temporary path to write a file or a folder to; renames it to ``path`` at the end.
 
     If the body fails, the temporary is removed and ``path`` is as it was.
@@ -37,7 +37,7 @@ def staged(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def full_disk_explained(path: Path) -> Iterator[None]:
+def full_disk_explained(path: Path) -> Generator[None]:
     """Turns the failure of a body that writes ``path`` into a ``UserError`` if the disk is full."""
     try:
         yield

@@ -1,6 +1,6 @@
 """What a training is made of: a job is a list of phases, a phase moves modules by an objective."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -107,11 +107,20 @@ class Phase:
 class Job(Protocol):
     """What ``fit`` trains."""
 
-    modules: dict[str, nn.Module]
-    """Everything with state, by name; all of it is saved."""
-    averaged: tuple[str, ...]
-    """Names of the modules whose weights have a running mean, if the config asks for one."""
-    phases: tuple[Phase, ...]
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Everything with state, by name; all of it is saved."""
+        ...
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """Names of the modules whose weights have a running mean, if the config asks for one."""
+        ...
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """What happens in a step, in order."""
+        ...
 
     def batches(self, start: int) -> Iterator[Any]:
         """Endless parts of batches for this rank, from the ``start``-th sample of all on."""

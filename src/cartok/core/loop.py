@@ -8,7 +8,7 @@ not know what a picture or a token is.
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -247,7 +247,7 @@ def _refuse_non_finite(terms: Terms, phase: str, step: int, batch: Any, world: W
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[list[int]]:
+def _asked_to_stop() -> Generator[list[int]]:
     """Yields a list that is empty until SIGTERM comes."""
     asked: list[int] = []
     try:
@@ -262,7 +262,7 @@ def _asked_to_stop() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _undisturbed(job: Job, world: World) -> Iterator[None]:
+def _undisturbed(job: Job, world: World) -> Generator[None]:
     """Evaluation mode without gradients; the training's random state is as before afterwards."""
     devices = [world.device] if world.device.type == "cuda" else []
     parts = [part for module in job.modules.values() for part in module.modules()]

@@ -14,8 +14,8 @@ from cartok.data.pictures import Pictures
 from cartok.data.tokens import TokenManifest, open_tokens, read_manifest
 from cartok.data.views import View
 from cartok.lab.evaluations import (
+    first_images,
     grid_of_pictures,
-    held_batches,
     reconstruct,
     save_png,
     spread,
@@ -47,21 +47,27 @@ class ArmInputs:
     columns: int
     train: Pictures
     held: Pictures
-    held_images: list[Image]
+    held_image: Image
     held_features: Featurised
     train_features: Featurised
+    floor: Scores
+    """Held-out against training pictures: what no sampler can be expected to beat."""
     crop: str
+    probe: ProbeConfig
 
 
 def run_arm(
     name: str, recipe: TokenizerRun, prior_recipe: PriorRun, out: Path, inputs: ArmInputs,
     progress: Progress,
-) -> Scores:  # fmt: skip
-    """Runs one arm into ``out/name``; what is there already, from an earlier try, is taken up."""
+) -> None:  # fmt: skip
+    """Runs one arm into ``out/name`` and ends with ``scores.json``.
+
+    What is there already, from an earlier try, is taken up.
+    """
     folder = out / name
     if (folder / "scores.json").exists():
         progress.say(f"{name}: finished already")
-        return read_json(folder / "scores.json", "an arm's scores")
+        return
     started = time.monotonic()
 
     def launch(part: str) -> Launch:
@@ -69,7 +75,7 @@ def run_arm(
 
     run = run_tokenizer(recipe, launch("tokenizer"), progress, f"{name} tokenizer")
     _stop_if_interrupted(run.is_finished)
-    tokens = _tokens(folder, launch("tokens"), progress)
+    tokens = _tokens(name, folder, launch("tokens"), progress)
     config = replace(prior_recipe, tokens=str(folder / "tokens"))
     run = run_prior(config, launch("prior"), progress, f"{name} prior")
     _stop_if_interrupted(run.is_finished)
@@ -77,26 +83,27 @@ def run_arm(
     scores = _tokenizer_scores(name, folder, out, tokenizer, inputs, progress)
     scores |= _prior_scores(folder, tokens)
     scores |= _sample_scores(name, folder, out, tokenizer, recipe.seed, inputs, progress)
+    scores |= inputs.floor
     scores["seconds"] = _score(time.monotonic() - started, "s", note="all stages and scores")
     write_json(folder / "scores.json", scores)
-    return scores
 
 
-def _tokens(folder: Path, launch: Launch, progress: Progress) -> TokenManifest:
+def _tokens(name: str, folder: Path, launch: Launch, progress: Progress) -> TokenManifest:
     if (launch.out / "manifest.json").exists():
         return read_manifest(launch.out)
     return run_extract(
-        str(folder / "tokenizer"), replace(launch, overwrite=True), progress, kind="flip"
-    )
+        str(folder / "tokenizer"), replace(launch, overwrite=True), progress,
+        kind="flip", title=f"{name} tokens",
+    )  # fmt: skip
 
 
 def _tokenizer_scores(
     name: str, folder: Path, out: Path, tokenizer: Tokenizer, inputs: ArmInputs, progress: Progress
 ) -> Scores:
     """Reconstruction, codes and predictability on held-out pictures."""
-    held = torch.cat(inputs.held_images)
+    held = inputs.held_image
     with progress.stage(f"{name} scores", 3) as tick:
-        again = torch.cat([reconstruct(tokenizer, image) for image in inputs.held_images])
+        again = reconstruct(tokenizer, held)
         save_png(_sheet(pixels_of(again), inputs.columns),
                  out / "pictures" / f"{name}-reconstructions.png")  # fmt: skip
         shards = open_tokens(folder / "tokens", "val")
@@ -107,10 +114,10 @@ def _tokenizer_scores(
         )
         distances = score_pictures(features, inputs.held_features, what="rfd")
         tick(2, "")
-        budget = ProbeConfig()
-        seen = held_batches(spread(inputs.train, 1536), View(size=inputs.size), 1536)
+        budget = inputs.probe
+        seen = first_images(spread(inputs.train, 1536), View(size=inputs.size), 1536)
         train_latents = frozen_latents(tokenizer, seen)
-        held_latents = frozen_latents(tokenizer, inputs.held_images)
+        held_latents = frozen_latents(tokenizer, held)
         result = probe(train_latents, held_latents, budget, next(tokenizer.parameters()).device)
         tick(3, "")
     record = read_json(folder / "tokenizer" / "record.json", "a record")

@@ -4,7 +4,6 @@ Both arms have the same seed, data order, prior and FLOPs; the causal one takes 
 its predictor costs. Each ends in samples and scores; together they make one page.
 """
 
-import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 
 from cartok.core.config import config, dict_of
 from cartok.core.errors import UserError
-from cartok.core.files import read_json, write_json
+from cartok.core.files import read_json, remove, write_json
 from cartok.core.parallel import World
 from cartok.core.progress import Progress
 from cartok.core.run import provenance
@@ -22,9 +21,11 @@ from cartok.core.shapes import Image, Pixels, pixels_of
 from cartok.data.images import open_pictures
 from cartok.data.pictures import Pictures, largest_crop
 from cartok.lab.arm import ArmInputs, run_arm
-from cartok.lab.evaluations import grid_of_pictures, held_batches, save_png, spread
+from cartok.lab.evaluations import first_images, grid_of_pictures, save_png, spread
+from cartok.lab.probe import ProbeConfig
 from cartok.lab.stages import Launch
-from cartok.metrics.suite import Featurised, featurise
+from cartok.lab.together import run_together
+from cartok.metrics.suite import Featurised, featurise, score_pictures
 from cartok.prior.train import PriorRun
 from cartok.recipes.prior import demo as demo_prior
 from cartok.recipes.tokenizer import baseline_demo, causal_demo
@@ -33,15 +34,17 @@ from cartok.tokenizer.cost import count_flops
 from cartok.tokenizer.doctor import Measures, collapse_of, gaming_of
 from cartok.tokenizer.train import TokenizerRun
 
-DEFAULT_MINUTES = 5.0
+DEFAULT_MINUTES = 4.0
 """What the recipes' steps take on two slow CPU cores, everything included."""
 
 NUM_HELD = 576
 NUM_REFERENCE = 1024
 NUM_SAMPLES = 576
 GUIDANCE = 1.5
+PROBE = ProbeConfig()
 COLUMNS = 10
-_PARTS = ("demo.json", "summary.json", "report.html", "baseline", "causal", "pictures")
+_CONFIG = "demo.json"
+_PARTS = ("summary.json", "report.html", "baseline", "causal", "pictures")
 
 
 @config
@@ -52,7 +55,7 @@ class DemoConfig:
     """'photos' (embedded), a folder or parquet of pictures, or 'hub:owner/name'."""
     seed: int = 0
     minutes: float = DEFAULT_MINUTES
-    """Scales the steps of every training; 5 is the budget on two slow CPU cores."""
+    """Scales the steps of every training; 4 is what they take on two slow CPU cores."""
 
     def __post_init__(self):
         if self.minutes <= 0:
@@ -76,7 +79,7 @@ def run_demo(config: DemoConfig, launch: Launch, progress: Progress) -> dict[str
     """
     started = time.monotonic()
     world, out = World.join(launch.device), launch.out
-    claim_folder(config, launch)
+    refuse_folder(config, launch)
     size = 32 if config.data == "photos" else largest_crop(open_pictures(config.data, "train"))
     train = open_pictures(config.data, "train", size=size)
     held = open_pictures(config.data, "val", size=size)
@@ -86,11 +89,17 @@ def run_demo(config: DemoConfig, launch: Launch, progress: Progress) -> dict[str
         f"{len(train)} training and {len(held)} validation pictures of {size} px, "
         f"{train.num_classes or 'no'} classes; two arms on {world.device.type}"
     )
-    save_png(_sheet(inputs.held_images), out / "pictures" / "inputs.png")
-    arms = {
-        name: run_arm(name, recipe, recipes.prior, out, inputs, progress)
-        for name, recipe in (("baseline", recipes.baseline), ("causal", recipes.causal))
-    }
+    claim_folder(config, launch)
+    save_png(_sheet(inputs.held_image), out / "pictures" / "inputs.png")
+    both = {"baseline": recipes.baseline, "causal": recipes.causal}
+    run_together(
+        {
+            name: (run_arm, (name, recipe, recipes.prior, out, inputs))
+            for name, recipe in both.items()
+        },
+        progress,
+    )
+    arms = {name: read_json(out / name / "scores.json", "an arm's scores") for name in both}
     tokens = inputs.size // recipes.baseline.model.codec.factor
     summary = {
         "about": {
@@ -140,32 +149,37 @@ def recipes_for(config: DemoConfig, size: int) -> Recipes:
     return Recipes(sized(base), sized(causal_demo()), prior)
 
 
-def claim_folder(config: DemoConfig, launch: Launch) -> None:
-    """Makes the folder this demo's, cleared if it should be overwritten.
+def refuse_folder(config: DemoConfig, launch: Launch) -> None:
+    """Looks, before anything is written, whether this demo may go to its folder.
 
     Raises:
         UserError: it holds files and neither resume nor overwrite is given, or no demo, or another.
     """
-    out, path = launch.out, launch.out / "demo.json"
+    out, path = launch.out, launch.out / _CONFIG
     if out.exists() and not out.is_dir():
         raise UserError(f"--out is a folder to write to, but {out} is a file; name another")
-    if out.is_dir() and any(out.iterdir()):
-        if not (launch.resume or launch.overwrite):
-            raise UserError(
-                f"--out must be new or empty, but {out} holds files; give --resume to go on, "
-                "--overwrite to start again, or another --out"
-            )
-        if not path.exists():
-            raise UserError(f"{out} holds files but no demo (no demo.json); name another folder")
-        if launch.overwrite:
-            for part in _PARTS:
-                shutil.rmtree(out / part) if (out / part).is_dir() else (out / part).unlink(True)
-        elif (before := read_json(path, "a demo's config")) != dict_of(config):
-            raise UserError(
-                f"--resume goes on with an equal demo, but {out} holds {before}; "
-                "give --overwrite to start again, or another --out"
-            )
-    write_json(path, dict_of(config))
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (launch.resume or launch.overwrite):
+        raise UserError(
+            f"--out must be new or empty, but {out} holds files; give --resume to go on, "
+            "--overwrite to start again, or another --out"
+        )
+    if not path.exists():
+        raise UserError(f"{out} holds files but no demo (no {_CONFIG}); name another folder")
+    if not launch.overwrite and (before := read_json(path, "a demo's config")) != dict_of(config):
+        raise UserError(
+            f"--resume goes on with an equal demo, but {out} holds {before}; "
+            "give --overwrite to start again, or another --out"
+        )
+
+
+def claim_folder(config: DemoConfig, launch: Launch) -> None:
+    """Makes the folder this demo's; one that should be overwritten loses the demo it holds."""
+    if launch.overwrite:
+        for part in (*_PARTS, _CONFIG):  # the config last: what it names is a demo until then
+            remove(launch.out / part)
+    write_json(launch.out / _CONFIG, dict_of(config))
 
 
 def warnings_of(arms: dict[str, dict[str, Any]]) -> list[str]:
@@ -180,14 +194,17 @@ def _inputs(
     recipes: Recipes, train: Pictures, held: Pictures, world: World, device: str
 ) -> ArmInputs:
     view = recipes.baseline.view
-    held_images = held_batches(held, view, NUM_HELD)
-    if sum(map(len, held_images)) < 512 or len(train) < 512:
+    held_image = first_images(held, view, NUM_HELD)
+    if len(held_image) < 512 or len(train) < 512:
         raise UserError(
             f"the demo scores 512 pictures or more a side, but there are {len(train)} for "
             f"training and {len(held)} for validation; give more pictures"
         )
     reference = _spread_pixels(train, recipes, NUM_REFERENCE)
     crop = "central square of the short side, resized"
+    held_features = _features(pixels_of(held_image), crop, world)
+    train_features = _features(reference, crop, world)
+    floor = score_pictures(held_features, train_features, what="floor")
     return ArmInputs(
         size=view.size,
         device=device,
@@ -197,26 +214,29 @@ def _inputs(
         columns=COLUMNS,
         train=train,
         held=held,
-        held_images=held_images,
-        held_features=_features(torch.cat([pixels_of(i) for i in held_images]), crop, world),
-        train_features=_features(reference, crop, world),
+        held_image=held_image,
+        held_features=held_features,
+        train_features=train_features,
+        floor={
+            "floor": floor["fd_effnet64"].to_json(),
+            "floor_kd": floor["kd_effnet"].to_json(),
+        },
         crop=crop,
+        probe=PROBE,
     )
 
 
 def _spread_pixels(pictures: Pictures, recipes: Recipes, num: int) -> Pixels:
-    chosen = spread(pictures, num)
-    return torch.cat([pixels_of(i) for i in held_batches(chosen, recipes.baseline.view, num)])
+    return pixels_of(first_images(spread(pictures, num), recipes.baseline.view, num))
 
 
 def _features(pixels: Pixels, crop: str, world: World) -> Featurised:
     return featurise(pixels, crop=crop, device=world.device)
 
 
-def _sheet(images: list[Image]):
-    everything = torch.cat(images)
-    rows = torch.linspace(0, len(everything) - 1, COLUMNS * 6).long()
-    return grid_of_pictures(pixels_of(everything[rows]), COLUMNS)
+def _sheet(image: Image):
+    rows = torch.linspace(0, len(image) - 1, COLUMNS * 6).long()
+    return grid_of_pictures(pixels_of(image[rows]), COLUMNS)
 
 
 def _measures(scores: dict[str, Any]) -> Measures:
@@ -225,8 +245,6 @@ def _measures(scores: dict[str, Any]) -> Measures:
         code_usage=values["code_usage"],
         code_perplexity=values["code_perplexity"],
         latent_variance=values["latent_variance"],
-        next_latent_mse=values["next_latent_mse"],
-        commitment_mse=values["commitment_mse"],
         r2_latents=values["next_latent_r2"],
         r2_codes=values["probe_r2_quantised"],
     )

@@ -1,7 +1,6 @@
 """The evaluations a recipe can name, and what each measures while a training goes on."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,13 +17,16 @@ from cartok.data.pictures import Pictures
 from cartok.data.tokens import TokenShards
 from cartok.data.views import View
 from cartok.metrics.codes import code_perplexity, code_usage
-from cartok.metrics.reconstruction import psnr_db_of_each
+from cartok.metrics.reconstruction import psnr_db
 from cartok.metrics.suite import score_pictures
 from cartok.prior.train import PriorJob, nats_per_position
 from cartok.tokenizer.model import Tokenizer
 from cartok.tokenizer.train import TokenizerJob
 
 Measure = Callable[[int], dict[str, float]]
+
+BATCH = 64
+"""Pictures at once, in evaluations."""
 
 
 def tokenizer_evaluations(job: TokenizerJob, held: Pictures, run: Run) -> tuple[Evaluation, ...]:
@@ -55,30 +57,23 @@ def prior_evaluations(job: PriorJob, held: TokenShards) -> tuple[Evaluation, ...
     return _chosen(job.config.evaluations, {"validation": validation})
 
 
-def held_batches(pictures: Pictures, view: View, num: int, batch: int = 64) -> list[Image]:
-    """The first ``num`` pictures in [-1, 1], in batches, in their order."""
-    batches, seen = [], 0
-    for item in all_images(pictures, view, batch):
-        batches.append(item.image[: num - seen])
-        seen += len(batches[-1])
-        if seen >= num:
-            break
-    return batches
+def first_images(pictures: Pictures, view: View, num: int) -> Image:
+    """The first ``num`` pictures, or all there are, in their order, by their central view."""
+    few = pictures.subset(np.arange(min(num, len(pictures))))
+    return torch.cat([batch.image for batch in all_images(few, view, BATCH)])
 
 
 def spread(pictures: Pictures, num: int) -> Pictures:
     """``num`` pictures spread evenly over a collection, since folders come class by class."""
     at = np.linspace(0, len(pictures) - 1, min(num, len(pictures))).round().astype(int)
-    return replace(
-        pictures, rows=pictures.rows[at], labels=pictures.labels[at], sizes=pictures.sizes[at],
-        _cache={}, _broken={},
-    )  # fmt: skip
+    return pictures.subset(at)
 
 
 def reconstruct(tokenizer: Tokenizer, image: Image) -> Image:
-    """Pictures through tokens and back, clipped; on the device they came on."""
+    """Pictures through tokens and back, clipped; on the CPU."""
     device = next(tokenizer.parameters()).device
-    return tokenizer.image_of(tokenizer.tokens_of(image.to(device))).to(image.device)
+    parts = image.split(BATCH)
+    return torch.cat([tokenizer.image_of(tokenizer.tokens_of(p.to(device))).cpu() for p in parts])
 
 
 def grid_of_pictures(pixels: Pixels, columns: int, zoom: int = 1, gap: int = 2) -> Picture.Image:
@@ -95,42 +90,41 @@ def grid_of_pictures(pixels: Pixels, columns: int, zoom: int = 1, gap: int = 2) 
 
 
 def _reconstruction(job: TokenizerJob, held: Pictures, num: int) -> Measure:
-    images = held_batches(held, job.config.view, num)
+    image = first_images(held, job.config.view, num)
 
     def measure(step: int) -> dict[str, float]:
         tokenizer, device = job.tokenizer, job.world.device
-        tokens = [tokenizer.tokens_of(image.to(device)).cpu() for image in images]
-        pairs = zip(tokens, images, strict=True)
-        psnr = [psnr_db_of_each(tokenizer.image_of(t.to(device)).cpu(), i) for t, i in pairs]
-        everything = torch.cat(tokens)
+        parts = [tokenizer.tokens_of(part.to(device)) for part in image.split(BATCH)]
+        again = torch.cat([tokenizer.image_of(part).cpu() for part in parts])
+        tokens = torch.cat(parts).cpu()
         return {
-            "psnr_db": torch.cat(psnr).mean().item(),
-            "code_usage": code_usage(everything, tokenizer.codebook_size),
-            "code_perplexity": code_perplexity(everything, tokenizer.codebook_size),
+            "psnr_db": psnr_db(again, image),
+            "code_usage": code_usage(tokens, tokenizer.codebook_size),
+            "code_perplexity": code_perplexity(tokens, tokenizer.codebook_size),
         }
 
     return measure
 
 
 def _reconstruction_fd(job: TokenizerJob, held: Pictures, num: int) -> Measure:
-    images = held_batches(held, job.config.view, num)
-    reference = torch.cat([pixels_of(image) for image in images])
+    image = first_images(held, job.config.view, num)
 
     def measure(step: int) -> dict[str, float]:
-        again = torch.cat([pixels_of(reconstruct(job.tokenizer, image)) for image in images])
-        scores = score_pictures(again, reference, what="rfd", device=str(job.world.device))
+        again = pixels_of(reconstruct(job.tokenizer, image))
+        device = str(job.world.device)
+        scores = score_pictures(again, pixels_of(image), what="rfd", device=device)
         return {name: score.value for name, score in scores.items()}
 
     return measure
 
 
 def _pictures(job: TokenizerJob, held: Pictures, num: int, run: Run) -> Measure:
-    images = torch.cat(held_batches(held, job.config.view, num))
+    image = first_images(held, job.config.view, num)
 
     def measure(step: int) -> dict[str, float]:
-        pairs = torch.cat([images, reconstruct(job.tokenizer, images)])
-        save_png(grid_of_pictures(pixels_of(pairs), columns=len(images)),
-                 run.samples / f"reconstructions-{step:08d}.png")  # fmt: skip
+        pairs = pixels_of(torch.cat([image, reconstruct(job.tokenizer, image)]))
+        path = run.samples / f"reconstructions-{step:08d}.png"
+        save_png(grid_of_pictures(pairs, columns=len(image)), path)
         return {}
 
     return measure

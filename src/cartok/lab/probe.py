@@ -23,10 +23,10 @@ from cartok.tokenizer.model import Tokenizer
 class ProbeConfig:
     """The probe's budget; numbers from different budgets do not compare."""
 
-    steps: int = 200
+    steps: int = 150
     batch: int = 64
     transformer: TransformerConfig = TransformerConfig(
-        width=96, depth=2, heads=3, hidden_multiple=32
+        width=64, depth=2, heads=2, hidden_multiple=32
     )
     optim: OptimConfig = OptimConfig(lr=2e-3, warmup_steps=20, schedule="cosine", weight_decay=0.1)
     seed: int = 0
@@ -63,10 +63,10 @@ class ProbeResult:
 
 
 @torch.no_grad()
-def frozen_latents(tokenizer: Tokenizer, images: list[Image]) -> FrozenLatents:
-    """Latents, as they enter the look-up, and codes of batches of pictures; on the CPU."""
+def frozen_latents(tokenizer: Tokenizer, image: Image) -> FrozenLatents:
+    """Latents, as they enter the look-up, and codes of pictures; on the CPU."""
     device = next(tokenizer.parameters()).device
-    found = [tokenizer.encode(image.to(device)).quantized for image in images]
+    found = [tokenizer.encode(part.to(device)).quantized for part in image.split(64)]
     return FrozenLatents(
         torch.cat([quantized.latents.cpu() for quantized in found]),
         torch.cat([quantized.codes.cpu() for quantized in found]),

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cartok.core.checkpoint import load_model
 from cartok.core.config import config_of, read_config
@@ -14,7 +14,8 @@ from cartok.core.parallel import World
 from cartok.core.progress import Progress
 from cartok.core.run import Run
 from cartok.data.images import open_pictures
-from cartok.data.tokens import TokenManifest, open_tokens
+from cartok.data.pictures import Pictures
+from cartok.data.tokens import MANIFEST, TokenManifest, open_tokens
 from cartok.data.views import Kind, View
 from cartok.lab.evaluations import prior_evaluations, tokenizer_evaluations
 from cartok.prior.train import PriorJob, PriorRun, nats_per_position, train_prior
@@ -91,6 +92,7 @@ def run_extract(
     data: str = "",
     view: View | None = None,
     kind: Kind = "flip",
+    title: str = "tokens",
 ) -> TokenManifest:
     """Writes the tokens of a data set; data and view are the tokenizer run's unless given.
 
@@ -98,6 +100,7 @@ def run_extract(
         UserError: the folder is not empty; the tokenizer is no run and data or view is missing.
     """
     world = World.join(launch.device)
+    tokenizer = Tokenizer.from_pretrained(tokenizer_source).to(world.device)
     trained = _trained_with(tokenizer_source)
     data = data or (trained.data if trained else "")
     view = view or (trained.view if trained else None)
@@ -106,14 +109,20 @@ def run_extract(
             f"{tokenizer_source} is no run folder that says what it was trained on; "
             "give --data and --size"
         )
-    _refuse_used(launch)
-    tokenizer = Tokenizer.from_pretrained(tokenizer_source).to(world.device)
-    splits = {
+    splits: dict[Literal["train", "val"], Pictures] = {
         "train": open_pictures(data, "train", size=view.size),
         "val": open_pictures(data, "val", size=view.size),
     }
+    _prepare_folder(launch)
     return extract(
-        tokenizer, splits, launch.out, source=data, view=view, kind=kind, progress=progress
+        tokenizer,
+        splits,
+        launch.out,
+        source=data,
+        view=view,
+        kind=kind,
+        progress=progress,
+        title=title,
     )
 
 
@@ -166,9 +175,15 @@ def _trained_with(source: str) -> TokenizerRun | None:
     return config_of(TokenizerRun, stored["config"]) if "digest" in stored else None
 
 
-def _refuse_used(launch: Launch) -> None:
-    if launch.out.is_dir() and any(launch.out.iterdir()) and not launch.overwrite:
+def _prepare_folder(launch: Launch) -> None:
+    """Makes sure that tokens can go to the folder; tokens that are there go on ``overwrite``."""
+    if not launch.out.is_dir() or not any(launch.out.iterdir()):
+        return
+    if not launch.overwrite:
         raise UserError(
             f"--out must be new or empty, but {launch.out} holds files; "
             "give --overwrite to start again, or another --out"
         )
+    (launch.out / MANIFEST).unlink(missing_ok=True)  # first, so no half-emptied folder looks whole
+    for shard in launch.out.glob("*.safetensors"):
+        shard.unlink()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 from cartok.core.config import nearest
@@ -21,7 +22,7 @@ class Recipe:
         return (self.build.__doc__ or "").strip().splitlines()[0]
 
 
-def table_of(*functions: Callable[[], Any]) -> dict[str, Recipe]:
+def table_of(*functions: FunctionType) -> dict[str, Recipe]:
     """Recipes by name: the function's, with dashes."""
     names = [function.__name__.strip("_").replace("_", "-") for function in functions]
     return {name: Recipe(name, function) for name, function in zip(names, functions, strict=True)}

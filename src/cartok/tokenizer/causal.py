@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cartok.core.config import config
-from cartok.core.optim import OptimConfig
 from cartok.core.shapes import Latents, Sequence
 from cartok.layers import Transformer, TransformerConfig, rotary_table
 from cartok.tokenizer.model import Encoded
@@ -43,8 +42,8 @@ class CausalConfig:
     """At weight 0, still train the predictor on detached latents, as the twin to compare with."""
     transformer: TransformerConfig = TransformerConfig(width=1024, depth=2, heads=16)
     """Depth 2 is the paper's; the width is not stated (1024 costs 3.5 % of a step, 1280 5 %)."""
-    optim: OptimConfig = OptimConfig(weight_decay=0.1)
-    """The predictor's own AdamW."""
+    weight_decay: float = 0.1
+    """Of the predictor's own AdamW; its rate and betas are the codec's at every step."""
     space: Literal["lookup", "projected", "encoder"] = "lookup"
     """Which latents: as they enter the look-up, before normalisation, or the encoder's output."""
     reads: Literal["latents", "codes", "noisy"] = "latents"
@@ -60,8 +59,11 @@ class CausalConfig:
     free scale; auto divides off the unit sphere only."""
 
     def __post_init__(self):
-        if self.weight < 0 or self.anneal_steps < 0:
-            raise ValueError(f"weight and anneal_steps must not be negative: {self.weight}")
+        if min(self.weight, self.anneal_steps, self.weight_decay) < 0:
+            raise ValueError(
+                f"weight, anneal_steps and weight_decay must not be negative: {self.weight:g}, "
+                f"{self.anneal_steps}, {self.weight_decay:g}"
+            )
         if self.space != "lookup" and self.reads != "latents":
             raise ValueError(
                 f"reads '{self.reads}' compares codes with the latents that enter the look-up; "

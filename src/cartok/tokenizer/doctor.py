@@ -15,8 +15,6 @@ class Measures:
     """Share of codes that occur, 0 to 1."""
     code_perplexity: float
     latent_variance: float
-    next_latent_mse: float
-    commitment_mse: float
     r2_latents: float
     """R² of a fresh probe that reads latents."""
     r2_codes: float

@@ -24,6 +24,7 @@ def extract(
     kind: Kind,
     batch: int = 64,
     progress: Progress | None = None,
+    title: str = "tokens",
 ) -> TokenManifest:
     """Writes the tokens of every picture and view, split by split.
 
@@ -44,7 +45,7 @@ def extract(
     writer = TokenWriter(folder, manifest)
     progress = progress or Progress()
     for split, pictures in splits.items():
-        with progress.stage(f"tokens, {split}", len(pictures)) as tick:
+        with progress.stage(f"{title}, {split}", len(pictures)) as tick:
             for indices in _chunks(len(pictures), batch):
                 loaded = [pictures.load(index) for index in indices]
                 pixels = torch.stack([views_of(item.picture, view, kind) for item in loaded])

@@ -166,7 +166,8 @@ class TokenizerJob:
         config = self.config
         movers = [self._mover("tokenizer", self.tokenizer, config.optim)]
         if self.causal is not None:
-            movers.append(self._mover("causal", self.causal, config.causal.optim))
+            own = replace(config.optim, weight_decay=config.causal.weight_decay)
+            movers.append(self._mover("causal", self.causal, own))
         phases = [Phase("codec", tuple(movers), self._codec_objective)]
         if self.critic is not None:
             mover = self._mover("critic", self.critic, config.optim)

@@ -47,10 +47,10 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         self.codebook_size, self.dim = config.codebook_size, config.dim
         self.on_sphere, self._revive_after = config.normalise, config.revive_after
-        # Directions of a uniform cube when normalised; LlamaGen's 1/K scale when not.
-        scale = 1.0 if config.normalise else 1.0 / config.codebook_size
-        table = torch.empty(config.codebook_size, config.dim).uniform_(-scale, scale)
-        self.table = nn.Parameter(table)
+        table = torch.empty(config.codebook_size, config.dim).uniform_(-1, 1)
+        # As LlamaGen starts: on the sphere, or in a cube of 1/K.
+        start = unit(table, dim=1) if config.normalise else table / config.codebook_size
+        self.table = nn.Parameter(start)
         self.register_buffer("idle", torch.zeros(config.codebook_size))
 
     def forward(self, latents: Latents) -> Quantized:

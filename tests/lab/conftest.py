@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+COLOURS = {"red": (200, 40, 30), "green": (40, 180, 60), "blue": (30, 60, 210)}
+
+
+def stripes(rng, colour, size):
+    """A picture with a little structure: stripes of one colour at a random pitch and phase."""
+    pitch, phase = rng.integers(3, 9), rng.integers(0, 9)
+    shade = 0.5 + 0.5 * np.sin((np.arange(size) + phase) * 2 * np.pi / pitch)
+    rows = shade[:, None, None] * np.array(colour)[None, None, :]
+    pixels = np.broadcast_to(rows, (size, size, 3)) + rng.normal(0, 8, (size, size, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def fill(folder, num, size, classes=tuple(COLOURS), seed=0):
+    """``num`` PNG files, in one subfolder a class, or flat when there are no classes."""
+    rng = np.random.default_rng(seed)
+    for index in range(num):
+        name = classes[index % len(classes)] if classes else ""
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        colour = COLOURS[name] if name else list(COLOURS.values())[index % len(COLOURS)]
+        stripes(rng, colour, size).save(folder / name / f"{index:05d}.png")
+
+
+@pytest.fixture(scope="session")
+def small_pictures(tmp_path_factory):
+    """Sixty training and thirty validation pictures of 16 pixels, three classes."""
+    folder = tmp_path_factory.mktemp("small")
+    fill(folder / "train", 60, 16)
+    fill(folder / "val", 30, 16, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_pictures(tmp_path_factory):
+    """As few pictures as the demo takes: 513 for training and 513 for validation, of 32 pixels."""
+    folder = tmp_path_factory.mktemp("demo")
+    fill(folder / "train", 513, 32)
+    fill(folder / "val", 513, 32, seed=1)
+    return folder

@@ -1,0 +1,143 @@
+"""Pictures to a tokenizer, to tokens, to a prior, to pictures, to scores, through the verbs."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cartok import Prior, Sampler, Tokenizer
+from cartok.__main__ import main
+from cartok.core.shapes import pixels_of
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory, small_pictures):
+    folder = tmp_path_factory.mktemp("story")
+    done = [
+        main(["train-tokenizer", "causal-toy", "--data", str(small_pictures), "--device", "cpu",
+              "--out", str(folder / "tokenizer")]),
+        main(["extract", "--tokenizer", str(folder / "tokenizer"), "--device", "cpu",
+              "--out", str(folder / "tokens")]),
+        main(["train-prior", "toy", "--tokens", str(folder / "tokens"), "--device", "cpu",
+              "--out", str(folder / "prior")]),
+        main(["sample", "--prior", str(folder / "prior"), "--tokenizer", str(folder / "tokenizer"),
+              "--num", "12", "--guidance", "1.5", "--device", "cpu",
+              "--out", str(folder / "samples")]),
+        main(["report", str(folder)]),
+    ]  # fmt: skip
+    assert done == [0, 0, 0, 0, 0]
+    return folder
+
+
+def record_of(run):
+    return json.loads((run / "record.json").read_text())
+
+
+def test_every_run_folder_holds_what_the_architecture_promises(story):
+    for run in (story / "tokenizer", story / "prior"):
+        names = {path.name for path in run.iterdir()}
+        assert {"config.json", "log.jsonl", "record.json", "checkpoints", "model"} <= names
+        assert {path.name for path in (run / "model").iterdir()} == {
+            "config.json", "model.safetensors",
+        }  # fmt: skip
+
+
+def test_the_record_says_what_was_done_and_what_it_cost(story):
+    record = record_of(story / "tokenizer")
+    assert record["steps"] < record["config"]["loop"]["steps"] == 20
+    assert record["samples"] == record["steps"] * 8
+    assert record["flops"] > 0
+    assert record["provenance"]["torch"] == torch.__version__
+    assert record["scores"]["reconstruction/psnr_db"]["unit"] == "dB"
+    assert len(record_of(story / "prior")["nats_per_position"]) == 16
+
+
+def test_the_log_has_what_shows_whether_the_regulariser_is_gamed(story):
+    line = json.loads((story / "tokenizer" / "log.jsonl").read_text().splitlines()[0])
+    for name in ("next_latent_mse", "next_latent_r2", "latent_variance", "commitment",
+                 "batch_usage", "batch_perplexity"):  # fmt: skip
+        assert f"codec/{name}" in line
+
+
+def test_the_classes_are_those_of_the_folders_all_the_way(story):
+    assert Prior.from_pretrained(story / "prior").classes == ["blue", "green", "red"]
+    assert len(list((story / "samples" / "pictures").glob("*/*.png"))) == 12
+    assert {path.name for path in (story / "samples" / "pictures").iterdir()} == {
+        "blue", "green", "red",
+    }  # fmt: skip
+    with Image.open(story / "samples" / "grid.png") as grid:
+        assert grid.mode == "RGB"
+
+
+def test_python_draws_the_pictures_that_the_command_line_wrote(story):
+    tokenizer = Tokenizer.from_pretrained(story / "tokenizer")
+    sampler = Sampler(Prior.from_pretrained(story / "prior"), tokenizer)
+    image = sampler.sample([0, 1, 2], seed=0, guidance=1.5)
+    assert image.shape == (3, 3, 16, 16)
+    assert float(image.abs().max()) <= 1
+    with Image.open(story / "samples" / "pictures" / "blue" / "000000.png") as picture:
+        written = np.asarray(picture).astype(int)
+    ours = pixels_of(image)[0].permute(1, 2, 0).numpy().astype(int)
+    assert abs(ours - written).max() <= 1
+
+
+def test_a_page_shows_both_runs(story):
+    page = (story / "report.html").read_text()
+    assert "tokenizer" in page
+    assert "prior" in page
+
+
+def test_a_finished_run_is_left_alone_on_resume(story):
+    before = (story / "tokenizer" / "record.json").read_bytes()
+    assert main(["resume", str(story / "tokenizer"), "--device", "cpu"]) == 0
+    assert (story / "tokenizer" / "record.json").read_bytes() == before
+
+
+def test_the_config_of_a_run_repeats_it_exactly(story, tmp_path):
+    config = str(story / "tokenizer" / "config.json")
+    again = tmp_path / "again"
+    assert (
+        main(["train-tokenizer", "--config", config, "--device", "cpu", "--out", str(again)]) == 0
+    )
+    model = "model/model.safetensors"
+    assert (again / model).read_bytes() == (story / "tokenizer" / model).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train-tokenizer", "causal-toy"], "give --resume to go on"),
+        (["train-prior", "toy", "--tokens", "{story}/prior"], "manifest.json"),
+        (["extract", "--tokenizer", "{story}/prior"], "should hold a tokenizer"),
+        (["sample", "--prior", "{story}/prior", "--tokenizer", "{story}/tokenizer",
+          "--labels", "purple"], "a label is a class"),
+        (["sample", "--prior", "{story}/tokenizer", "--tokenizer", "{story}/tokenizer"],
+         "should hold a prior"),
+        (["resume", "{story}/tokens"], "config"),
+        (["report", "{story}/tokens"], "record.json"),
+        (["score", "{story}/samples/pictures", "{story}/samples/pictures"], "512 pictures"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_that_says_what_to_do(story, tmp_path, capsys, arguments, said):
+    arguments = [argument.format(story=story) for argument in arguments]
+    if arguments[0] not in ("resume", "report", "score"):
+        arguments += ["--device", "cpu"]
+        out = tmp_path / "new" if arguments[0] != "train-tokenizer" else story / "tokenizer"
+        arguments += ["--out", str(out)]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_tokens_of_another_tokenizer_are_refused(story, small_pictures, tmp_path, capsys):
+    other = str(tmp_path / "other")
+    main(["train-tokenizer", "baseline-toy", "--data", str(small_pictures), "--device", "cpu",
+          "--loop.steps", "2", "--out", other])  # fmt: skip
+    code = main(["sample", "--prior", str(story / "prior"), "--tokenizer", other,
+                 "--device", "cpu", "--out", str(tmp_path / "none")])  # fmt: skip
+    assert code == 2
+    assert "made by another tokenizer" in capsys.readouterr().err
