@@ -37,17 +37,19 @@ VALUES = {
     "prior_nats_per_token": (4.2134567, 3.9011234, "nats/token"),
     "prior_bits_per_image": (389.0412, 360.1993, "bits/image"),
     "gfd": (31.204871, 29.800112, "squared feature distance"),
+    "floor": (9.4031127, 9.4031127, "squared feature distance"),
     "gkd": (0.0412983, 0.0398871, "squared mean discrepancy"),
+    "floor_kd": (0.0104417, 0.0104417, "squared mean discrepancy"),
     "seconds": (148.71, 151.02, "s"),
 }
 
 
 def score(key, value, unit):
     receipt = {"split": "validation"}
-    if key in ("rfd", "gfd"):
+    if key in ("rfd", "gfd", "floor"):
         spread = {"level": 0.9, "interval": [0.93 * value, 1.08 * value]}
         receipt = RECEIPT | {"metric": "fd_effnet64", "bootstrap": spread}
-    if key in ("rkd", "gkd"):
+    if key in ("rkd", "gkd", "floor_kd"):
         receipt = RECEIPT | {"metric": "kd_effnet", "standard_error": 0.05 * value}
     return {"value": value, "unit": unit, "receipt": receipt}
 

@@ -15,7 +15,11 @@ def read(text):
 
 def row(a, b, unit="dB", **receipts):
     receipt = receipts.get("receipt", {})
-    return Row("x", "g", Measure("X"), Cell(a, unit, receipt), Cell(b, unit, receipt))
+    return row_of(Cell(a, unit, receipt), Cell(b, unit, receipt))
+
+
+def row_of(baseline, causal):
+    return Row("x", "g", Measure("X"), {"baseline": baseline, "causal": causal})
 
 
 @given(st.floats(-1e12, 1e12, allow_subnormal=False))
@@ -68,14 +72,14 @@ def test_intervals_overlap_if_and_only_if_a_point_is_in_both(a, b, c, d):
 
 def test_scores_compare_only_under_like_receipts():
     one, other = {"metric": "fd", "size": 96}, {"metric": "fd", "size": 224}
-    found = Row("gfd", "g", Measure("gFD"), Cell(1.0, "d", one), Cell(2.0, "d", other))
+    found = row_of(Cell(1.0, "d", one), Cell(2.0, "d", other))
     assert found.obstacles == ["size"]
-    assert found.difference is found.overlaps is found.percent is None
+    assert found.difference is found.total is found.overlaps is found.percent is None
     assert row(1.0, 2.0, receipt=one).difference == 1.0
 
 
 def test_other_units_do_not_compare():
-    assert Row("x", "g", Measure("X"), Cell(1.0, "s", {}), Cell(1.0, "h", {})).obstacles == ["unit"]
+    assert row_of(Cell(1.0, "s", {}), Cell(1.0, "h", {})).obstacles == ["unit"]
 
 
 def test_a_percentage_is_given_only_where_it_means_something():
@@ -88,7 +92,8 @@ def test_a_percentage_is_given_only_where_it_means_something():
 
 def test_known_numbers_come_first_and_in_their_order(summary):
     summary["causal"]["another"] = {"value": 1.0, "unit": ""}
-    keys = [found.key for found in rows_of(summary)]
+    keys = list(rows_of(summary))
     assert keys[:2] == ["psnr_db", "rfd"]
+    assert keys[5:9] == ["gfd", "floor", "gkd", "floor_kd"]
     assert keys[-1] == "another"
     assert sorted(keys) == sorted(summary["causal"])

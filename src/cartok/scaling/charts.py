@@ -9,13 +9,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy import array
 
 from cartok.scaling.measures import Number
@@ -113,6 +114,7 @@ def heat_map(values: Sequence[Sequence[Number]], limits: tuple[Number, Number], 
     bar = figure.colorbar(mesh, ax=axes, orientation="horizontal", pad=0.05, aspect=18)
     bar.outline.set_visible(False)
     bar.ax.patch.set_visible(False)
+    assert bar.solids is not None, "a mesh has them"
     bar.solids.set_edgecolor("face")
     bar.ax.xaxis.set_major_locator(MaxNLocator(3))
     bar.ax.xaxis.set_major_formatter(_PLAIN)
@@ -122,9 +124,9 @@ def heat_map(values: Sequence[Sequence[Number]], limits: tuple[Number, Number], 
 
 def interval_chart(marks: Sequence[Mark], label: str) -> str:
     """A line for each value with its interval: whether they overlap is seen at once."""
-    figure, axes = _rows(mark.name for mark in marks)
+    figure, axes = _rows([mark.name for mark in marks])
     for row, mark in enumerate(marks):
-        style = {"color": TONES[mark.tone], "zorder": 3}
+        style: dict[str, Any] = {"color": TONES[mark.tone], "zorder": 3}
         axes.plot([mark.low, mark.high], [row, row], linestyle=DASHES[mark.tone], **style)
         axes.plot([mark.low, mark.high], [row, row], linestyle="", marker="|", **style)
         axes.plot([mark.value], [row], marker="o", **style)
@@ -133,9 +135,9 @@ def interval_chart(marks: Sequence[Mark], label: str) -> str:
 
 def pair_chart(pairs: Sequence[Pair], label: str) -> str:
     """A line for each arm with two marks, joined: which is larger, and by how much."""
-    figure, axes = _rows(pair.name for pair in pairs)
+    figure, axes = _rows([pair.name for pair in pairs])
     for row, pair in enumerate(pairs):
-        style = {"color": TONES[pair.tone], "markersize": 7}
+        style: dict[str, Any] = {"color": TONES[pair.tone], "markersize": 7}
         axes.plot([pair.filled, pair.hollow], [row, row], linewidth=1, color=TONES[pair.tone])
         axes.plot([pair.hollow], [row], marker="s", markerfacecolor="none", **style)
         axes.plot([pair.filled], [row], marker="o", **style)
@@ -160,8 +162,7 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _rows(names) -> tuple[Figure, Axes]:
-    names = list(names)
+def _rows(names: list[str]) -> tuple[Figure, Axes]:
     figure, axes = _axes(2.9, 0.5 + 0.28 * len(names))
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -178,7 +179,7 @@ def _columns(points: Points) -> tuple[list[Number], list[Number]]:
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _style(tone: int) -> dict:
+def _style(tone: int) -> dict[str, Any]:
     return {
         "color": TONES[tone % len(TONES)],
         "linestyle": DASHES[tone % len(DASHES)],
@@ -194,7 +195,6 @@ def _scale(axes: Axes, lines: list[list[Number]]) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=6))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(_PLAIN)
@@ -203,8 +203,7 @@ def _scale(axes: Axes, lines: list[list[Number]]) -> None:
 def _svg(figure: Figure, label: str) -> str:
     """The figure as one ``<svg>`` element with ``label`` read aloud in its place."""
     buffer = io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": label}
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
         FigureCanvasSVG(figure).print_svg(
             buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
         )
@@ -212,8 +211,9 @@ def _svg(figure: Figure, label: str) -> str:
     body = text[text.index(">", text.index("<svg")) + 1 :]
     for pattern in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"(?<=<g) id=\"[^\"]*\""):
         body = re.sub(pattern, "", body, flags=re.DOTALL)
-    box = re.search(r'viewBox="[^"]*"', text).group()
-    return f'<svg role="img" aria-label="{escape(label)}" {box}>{_coloured(body)}'
+    width, height = 72 * figure.get_size_inches()  # in points
+    box = f"0 0 {width:g} {height:g}"
+    return f'<svg role="img" aria-label="{escape(label)}" viewBox="{box}">{_coloured(body)}'
 
 
 def _coloured(body: str) -> str:

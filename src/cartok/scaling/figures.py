@@ -1,6 +1,5 @@
 """Which charts a page has: from rows and records to titled figures."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from cartok.scaling.charts import (
     pair_chart,
     position_chart,
 )
-from cartok.scaling.measures import Number, Row, shown, signed
+from cartok.scaling.measures import ARMS, Number, Row, Rows, shown, signed
 
 Records = dict[str, dict[str, Any]]
 """Records by the path of their run."""
@@ -34,6 +33,18 @@ CURVES = {
     "validation/nats_per_token": ("Prior: validation loss", "nats a token"),
 }
 """The curves shown first, in this order: title and what is plotted."""
+
+PAIRS = {
+    ("next_latent_mse", "commitment_mse"): (
+        "Next-latent and commitment error",
+        "filled: next-latent error; hollow: commitment error",
+    ),
+    ("next_latent_r2", "probe_r2_quantised"): (
+        "R² from latents and from codes",
+        "filled: from latents; hollow: from codes",
+    ),
+}
+"""Two numbers of one arm that are read together: title and what the marks are."""
 
 
 @dataclass(frozen=True)
@@ -68,24 +79,24 @@ class DemoFigures:
     pairs: list[Figure]
 
 
-def demo_figures(rows: list[Row], records: Records) -> DemoFigures:
+def demo_figures(rows: Rows, records: Records) -> DemoFigures:
     """Charts of a demo: records are ``ARM/tokenizer`` and ``ARM/prior``."""
-    by_arm = {"baseline": {}, "causal": {}}
-    for arm, curves in by_arm.items():
-        for part in ("tokenizer", "prior"):
-            curves |= records.get(f"{arm}/{part}", {}).get("curves", {})
-    priors = {arm: records.get(f"{arm}/prior", {}) for arm in by_arm}
-    nats = {arm: prior["nats_per_position"] for arm, prior in priors.items()
-            if prior.get("nats_per_position")}  # fmt: skip
-    grid = next((p["grid"] for p in priors.values() if p.get("grid")), None)
-    by_key = {row.key: row for row in rows}
+    priors = {arm: records.get(f"{arm}/prior", {}) for arm in ARMS}
+    curves = {
+        arm: records.get(f"{arm}/tokenizer", {}).get("curves", {}) | prior.get("curves", {})
+        for arm, prior in priors.items()
+    }
+    nats = {arm: prior.get("nats_per_position", []) for arm, prior in priors.items()}
+    grid = priors["causal"].get("grid", [0, 0])
+    fits = all(len(values) == grid[0] * grid[1] > 0 for values in nats.values())
+    judged = [row for row in rows.values() if row.measure.better]
     return DemoFigures(
-        intervals=[_intervals(row) for row in rows if row.overlaps is not None],
-        curves=_curves(by_arm),
-        positions=[_positions(nats, grid)] if nats and grid else [],
-        maps=_maps(nats, grid) if grid and _same_grid(nats, grid) else [],
-        positions_text=_positions_text(nats) if grid and _same_grid(nats, grid) else "",
-        pairs=[*_errors(by_key), *_shares(by_key)],
+        intervals=[_intervals(row) for row in judged if row.overlaps is not None],
+        curves=_curves(curves),
+        positions=[_positions(nats, grid)] if fits else [],
+        maps=_maps(nats, grid) if fits else [],
+        positions_text=_positions_text(nats) if fits else "",
+        pairs=[_pair(rows, *keys) for keys in PAIRS if _in_both_arms(rows, *keys)],
     )
 
 
@@ -95,11 +106,10 @@ def run_figures(records: Records) -> CurveFigures:
 
 
 def _curves(by_line: dict[str, dict[str, list]]) -> CurveFigures:
-    found = list(dict.fromkeys(name for curves in by_line.values() for name in curves))
-    main = [name for name in CURVES if name in found]
-    figures = {name: _curve(name, by_line) for name in found}
-    further = [figures[name] for name in sorted(set(found) - set(main))]
-    return CurveFigures(tuple(by_line), [figures[name] for name in main], further)
+    found = {name for curves in by_line.values() for name in curves}
+    main = [_curve(name, by_line) for name in CURVES if name in found]
+    further = [_curve(name, by_line) for name in sorted(found - CURVES.keys())]
+    return CurveFigures(tuple(by_line), main, further)
 
 
 def _curve(name: str, by_line: dict[str, dict[str, list]]) -> Figure:
@@ -116,9 +126,11 @@ def _curve(name: str, by_line: dict[str, dict[str, list]]) -> Figure:
 
 
 def _intervals(row: Row) -> Figure:
-    marks = []
-    for tone, (arm, cell) in enumerate((("baseline", row.baseline), ("causal", row.causal))):
-        marks.append(Mark(arm, cell.value, cell.interval.low, cell.interval.high, tone))
+    marks = [
+        Mark(arm, cell.value, interval.low, interval.high, tone)
+        for tone, (arm, cell) in enumerate(row.cells.items())
+        if (interval := cell.interval)
+    ]
     note = "the intervals overlap" if row.overlaps else "the intervals lie apart"
     label = f"{row.measure.name} with 90% intervals: " + ", ".join(
         f"{m.name} {shown(m.value)} between {shown(m.low)} and {shown(m.high)}" for m in marks
@@ -127,9 +139,11 @@ def _intervals(row: Row) -> Figure:
 
 
 def _positions(nats: dict[str, list[Number]], grid: list[int]) -> Figure:
-    tones = {"baseline": 0, "causal": 1}
-    series = [Series(arm, list(enumerate(values)), tones[arm]) for arm, values in nats.items()]
-    means = ", ".join(f"{arm} {shown(sum(v) / len(v))}" for arm, v in nats.items())
+    series = [
+        Series(arm, list(enumerate(values)), tone)
+        for tone, (arm, values) in enumerate(nats.items())
+    ]
+    means = ", ".join(f"{arm} {shown(_mean(values))}" for arm, values in nats.items())
     label = f"Prior loss at each of {grid[0] * grid[1]} token positions; means: {means} nats."
     return Figure(
         "Prior loss at each position",
@@ -173,38 +187,18 @@ def _positions_text(nats: dict[str, list[Number]]) -> str:
     )
 
 
-def _errors(rows: dict[str, Row]) -> Iterable[Figure]:
-    yield from _pair(
-        rows, "next_latent_mse", "commitment_mse", "Next-latent and commitment error",
-        "filled: next-latent error; hollow: commitment error",
-    )  # fmt: skip
+def _in_both_arms(rows: Rows, *keys: str) -> bool:
+    return all(key in rows and len(rows[key].cells) == len(ARMS) for key in keys)
 
 
-def _shares(rows: dict[str, Row]) -> Iterable[Figure]:
-    yield from _pair(
-        rows, "next_latent_r2", "probe_r2_quantised", "R² from latents and from codes",
-        "filled: from latents; hollow: from codes",
-    )  # fmt: skip
-
-
-def _pair(rows: dict[str, Row], filled: str, hollow: str, title: str, note: str):
-    a, b = rows.get(filled), rows.get(hollow)
-    if a is None or b is None:
-        return
+def _pair(rows: Rows, filled: str, hollow: str) -> Figure:
+    title, note = PAIRS[filled, hollow]
     pairs = [
-        Pair(arm, one.value, other.value, tone)
-        for tone, (arm, one, other) in enumerate(
-            (("baseline", a.baseline, b.baseline), ("causal", a.causal, b.causal))
-        )
-        if one and other
+        Pair(arm, rows[filled].cells[arm].value, rows[hollow].cells[arm].value, tone)
+        for tone, arm in enumerate(ARMS)
     ]
     told = ", ".join(f"{p.name} {shown(p.filled)} and {shown(p.hollow)}" for p in pairs)
-    if pairs:
-        yield Figure(title, note, Markup(pair_chart(pairs, f"{title}: {told}.")))
-
-
-def _same_grid(nats: dict[str, list[Number]], grid: list[int]) -> bool:
-    return len(nats) == 2 and all(len(values) == grid[0] * grid[1] for values in nats.values())
+    return Figure(title, note, Markup(pair_chart(pairs, f"{title}: {told}.")))
 
 
 def _change(nats: dict[str, list[Number]]) -> list[Number]:

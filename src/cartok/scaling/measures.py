@@ -5,7 +5,6 @@ is shown under its own name.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +12,10 @@ Number = float | int
 """JSON has one kind of number, Python two."""
 
 Better = Literal["lower", "higher", ""]
+"""The side on which an arm is better; none where an arm is not judged by the number."""
+
+ARMS = ("baseline", "causal")
+"""An arm's place here is its tone in every chart."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,15 @@ GROUPS: dict[str, dict[str, Measure]] = {
             "This is what the regulariser is for.",
             "lower",
         ),
+        "floor": Measure(
+            "gFD floor",
+            "The same distance between validation and training photographs; no sampler can be "
+            "expected to go below it.",
+        ),
         "gkd": Measure("gKD", "The same two sets by the kernel distance.", "lower"),
+        "floor_kd": Measure(
+            "gKD floor", "The kernel distance between the same two sets of photographs."
+        ),
     },
     "Tokens and latents": {
         "code_usage": Measure(
@@ -146,34 +157,35 @@ class Cell:
             return Interval(self.value - reach, self.value + reach, "90% by the standard error")
         return None
 
-    @property
-    def text(self) -> str:
-        """The value, with its interval if there is one."""
-        interval = self.interval
-        return shown(self.value) + (f" {span(interval)}" if interval else "")
-
 
 @dataclass(frozen=True)
 class Row:
-    """One measure in both arms, either of which may lack it."""
+    """One measure in both arms."""
 
     key: str
     group: str
     measure: Measure
-    baseline: Cell | None
-    causal: Cell | None
+    cells: dict[str, Cell]
+    """By arm, in the order of ``ARMS``; one of them may be missing."""
 
     @property
     def unit(self) -> str:
         """The unit, from whichever arm has the number."""
-        return (self.baseline or self.causal or Cell(0, "", {})).unit
+        return next(cell.unit for cell in self.cells.values())
+
+    def text(self, arm: str) -> str:
+        """An arm's value with its interval; empty if it has none."""
+        cell = self.cells.get(arm)
+        if cell is None:
+            return ""
+        return f"{shown(cell.value)} {span(cell.interval)}" if cell.interval else shown(cell.value)
 
     @property
     def obstacles(self) -> list[str]:
         """What forbids comparing the arms: names of receipt fields that differ, or a lack."""
-        a, b = self.baseline, self.causal
-        if a is None or b is None:
+        if len(self.cells) < len(ARMS):
             return ["one arm lacks it"]
+        a, b = self.cells.values()
         if a.unit != b.unit:
             return ["unit"]
         if "metric" not in a.receipt and "metric" not in b.receipt:
@@ -182,18 +194,30 @@ class Row:
         return [f for f in fields if f not in FREE and a.receipt.get(f) != b.receipt.get(f)]
 
     @property
+    def total(self) -> Number | None:
+        """Causal plus baseline, where the two compare."""
+        return None if self.obstacles else sum(cell.value for cell in self.cells.values())
+
+    @property
     def difference(self) -> Number | None:
         """Causal minus baseline, where the two compare."""
-        if self.baseline is None or self.causal is None or self.obstacles:
+        if self.obstacles:
             return None
-        return self.causal.value - self.baseline.value
+        baseline, causal = self.cells.values()
+        return causal.value - baseline.value
+
+    @property
+    def side(self) -> Literal["lower", "higher"]:
+        """Where the causal arm's number lies, seen from the baseline's."""
+        baseline, causal = self.cells.values()
+        return "lower" if causal.value < baseline.value else "higher"
 
     @property
     def overlaps(self) -> bool | None:
         """Whether the intervals do; ``None`` if the arms do not compare or lack intervals."""
-        if self.baseline is None or self.causal is None or self.obstacles:
+        if self.obstacles:
             return None
-        a, b = self.baseline.interval, self.causal.interval
+        a, b = (cell.interval for cell in self.cells.values())
         return a.overlaps(b) if a and b else None
 
     @property
@@ -204,9 +228,9 @@ class Row:
         """
         if self.difference is None or self.unit.startswith("share"):
             return None
-        if self.baseline.value <= 0 or self.causal.value <= 0:
+        if min(cell.value for cell in self.cells.values()) <= 0:
             return None
-        return 100 * self.difference / self.baseline.value
+        return 100 * self.difference / self.cells["baseline"].value
 
     @property
     def percent_text(self) -> str:
@@ -214,17 +238,20 @@ class Row:
         return "" if self.percent is None else f"{self.percent:+.1f}%".replace("-", "−")
 
 
-def rows_of(summary: dict[str, Any]) -> list[Row]:
+Rows = dict[str, Row]
+"""By key."""
+
+
+def rows_of(summary: dict[str, Any]) -> Rows:
     """Every number of a summary: the known ones in their order, then the others by name."""
-    arms = summary["baseline"], summary["causal"]
+    known = {key for measures in GROUPS.values() for key in measures}
+    others = sorted({*summary["baseline"], *summary["causal"]} - known)
     rows = [
-        Row(key, group, measure, *(_cell(arm, key) for arm in arms))
-        for key, group, measure in _known()
+        Row(key, group, measure, _cells(summary, key))
+        for group, measures in (GROUPS | {OTHERS: {key: Measure(key) for key in others}}).items()
+        for key, measure in measures.items()
     ]
-    known = {row.key for row in rows}
-    for key in sorted({*arms[0], *arms[1]} - known):
-        rows.append(Row(key, OTHERS, Measure(key), *(_cell(arm, key) for arm in arms)))
-    return [row for row in rows if row.baseline or row.causal]
+    return {row.key: row for row in rows if row.cells}
 
 
 def shown(value: Number) -> str:
@@ -254,14 +281,9 @@ def span(interval: Interval) -> str:
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def _known() -> Iterator[tuple[str, str, Measure]]:
-    for group, measures in GROUPS.items():
-        for key, measure in measures.items():
-            yield key, group, measure
-
-
-def _cell(arm: dict[str, Any], key: str) -> Cell | None:
-    if key not in arm:
-        return None
-    score = arm[key]
-    return Cell(score["value"], score.get("unit", ""), score.get("receipt") or {})
+def _cells(summary: dict[str, Any], key: str) -> dict[str, Cell]:
+    return {
+        arm: Cell(score["value"], score.get("unit", ""), score.get("receipt") or {})
+        for arm in ARMS
+        if (score := summary[arm].get(key))
+    }

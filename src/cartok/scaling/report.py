@@ -1,9 +1,10 @@
 """The report page of a demo, a run or a folder of runs: one HTML file that needs nothing else.
 
-It reads ``summary.json``, ``record.json`` and pictures, and computes nothing but differences.
+It reads ``summary.json``, ``record.json`` and pictures, and computes differences and one sum.
 """
 
 import base64
+import itertools
 import json
 import shlex
 from pathlib import Path
@@ -14,10 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from cartok.core.errors import UserError
 from cartok.core.files import read_json, write_text
 from cartok.scaling.figures import demo_figures, run_figures
-from cartok.scaling.measures import GROUPS, OTHERS, rows_of, shown, signed, span
+from cartok.scaling.measures import ARMS, GROUPS, OTHERS, rows_of, shown, signed, span
 from cartok.scaling.verdict import gaming_sentence, verdict_of
-
-ARMS = ("baseline", "causal")
 
 PICTURES = {
     "Held-out pictures": {
@@ -42,7 +41,7 @@ def write_report(folder: str | Path) -> Path:
     folder = Path(folder)
     records = _records(folder)
     if (folder / "summary.json").is_file():
-        page = _demo_page(folder, read_summary(folder / "summary.json"), records)
+        page = _demo_page(folder, _read_summary(folder / "summary.json"), records)
     elif records:
         page = _runs_page(folder, records)
     else:
@@ -57,18 +56,13 @@ def write_report(folder: str | Path) -> Path:
 def closing_table(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Every number of a demo as (name, baseline, causal, unit), as the page and a terminal show."""
     return [
-        (row.measure.name, *(cell.text if cell else "" for cell in (row.baseline, row.causal)),
-         row.unit)
-        for row in rows_of(summary)
-    ]  # fmt: skip
+        (row.measure.name, row.text("baseline"), row.text("causal"), row.unit)
+        for row in rows_of(summary).values()
+    ]
 
 
-def read_summary(path: Path) -> dict[str, Any]:
-    """A demo's summary, checked as far as a page needs it.
-
-    Raises:
-        UserError: an arm is missing or an entry is no number with a unit.
-    """
+def _read_summary(path: Path) -> dict[str, Any]:
+    """A demo's summary, checked as far as a page needs it."""
     summary = read_json(path, "a demo's summary")
     arms = {arm: summary.get(arm) for arm in ARMS} if isinstance(summary, dict) else {}
     if not arms or not all(isinstance(arm, dict) for arm in arms.values()):
@@ -85,11 +79,11 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 def _demo_page(folder: Path, summary: dict[str, Any], records: dict[str, dict]) -> str:
     rows, about = rows_of(summary), summary.get("about", {})
-    groups = [(name, [row for row in rows if row.group == name]) for name in (*GROUPS, OTHERS)]
     return _environment().get_template("demo.html.jinja").render(
-        summary=summary,
-        about=about,
-        groups=[(name, found) for name, found in groups if found],
+        warnings=summary.get("warnings", []),
+        about=_without_folders(about),
+        rows=rows,
+        groups=[*GROUPS, OTHERS],
         verdict=verdict_of(rows, about),
         gaming=gaming_sentence(rows),
         pictures=_pictures(folder / "pictures"),
@@ -155,11 +149,18 @@ def _embedded(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
+def _without_folders(about: dict[str, Any], there: str = "") -> dict[str, Any]:
+    """``about`` with ``there`` for the folders of an absolute path, which may name a person."""
+    data = Path(str(about.get("data", "")))
+    return about | {"data": there + data.name} if data.is_absolute() else about
+
+
 def _command(about: dict[str, Any]) -> str:
-    """What repeats a demo."""
-    options = ([f"--{name}", str(about[name])] for name in ("data", "seed", "minutes")
-               if name in about)  # fmt: skip
-    return shlex.join(["cartok", "demo", *(word for option in options for word in option)])
+    """What repeats a demo, typed where a local folder of pictures lies."""
+    told = _without_folders(about, "./")
+    options = [(f"--{name}", str(told[name])) for name in ("data", "seed", "minutes")
+               if name in told]  # fmt: skip
+    return shlex.join(["cartok", "demo", *itertools.chain(*options)])
 
 
 def _environment() -> Environment:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from cartok.scaling.measures import Row, shown
+from cartok.scaling.measures import Row, Rows, shown
 
 SEED_SPREAD_PERCENT = 3.0
 """How far two seeds of one recipe may differ in prior loss (a first scratch trial: two seeds of
@@ -16,48 +16,38 @@ NO_CLAIM = "no difference can be claimed"
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What is said about one topic."""
-
-    topic: str
-    text: str
-
-
-@dataclass(frozen=True)
 class Verdict:
     """One line, and what stands behind it."""
 
     headline: str
-    findings: list[Finding]
+    findings: dict[str, str]
+    """Sentences by topic."""
 
 
-def verdict_of(rows: list[Row], about: dict[str, Any]) -> Verdict:
+def verdict_of(rows: Rows, about: dict[str, Any]) -> Verdict:
     """Judges prediction, reconstruction and generation, then says what was not tested."""
-    by_key = {row.key: row for row in rows}
     texts = {
-        "Prediction": _prediction(by_key),
-        "Reconstruction": _distance(by_key, *RECONSTRUCTION, "Reconstructions", "the originals"),
-        "Samples": _distance(by_key, *SAMPLES, "Samples", "the training pictures"),
-        "Not shown": _scope(by_key, about),
+        "Prediction": _prediction(rows),
+        "Reconstruction": _distance(rows, *RECONSTRUCTION, "Reconstructions", "the originals"),
+        "Samples": _distance(rows, *SAMPLES, "Samples", "the training pictures"),
+        "Not shown": _scope(rows, about),
         "Indicative": _indicative(rows),
     }
-    findings = [Finding(topic, text) for topic, text in texts.items() if text]
-    return Verdict(_headline(by_key), findings)
+    return Verdict(_headline(rows), {topic: text for topic, text in texts.items() if text})
 
 
-def gaming_sentence(rows: list[Row]) -> str:
+def gaming_sentence(rows: Rows) -> str:
     """How far the latents shrank, and how R² moved when read from latents and from codes."""
-    by_key = {row.key: row for row in rows}
     parts = []
-    if (variance := by_key.get("latent_variance")) and variance.percent is not None:
+    if (variance := rows.get("latent_variance")) and variance.percent is not None:
         parts.append(f"the latents' variance moved by {variance.percent_text}")
     for key, source in (("next_latent_r2", "latents"), ("probe_r2_quantised", "codes")):
-        if (row := by_key.get(key)) and row.difference is not None:
+        if (row := rows.get(key)) and row.difference is not None:
             parts.append(f"R² from {source} by {row.difference:+.2f}".replace("-", "−"))
     return f"From the baseline to the causal arm, {', '.join(parts)}." if parts else ""
 
 
-def _headline(rows: dict[str, Row]) -> str:
+def _headline(rows: Rows) -> str:
     first = {
         "lower": "In this run the regularised tokens were easier to predict",
         "higher": "In this run the regularised tokens were harder to predict",
@@ -78,13 +68,13 @@ def _prior_moved(row: Row | None) -> str:
         return ""
     if abs(row.percent) < SEED_SPREAD_PERCENT:
         return "alike"
-    return _side(row, "lower", "higher")
+    return row.side
 
 
-def _prediction(rows: dict[str, Row]) -> str:
+def _prediction(rows: Rows) -> str:
     row = rows.get("prior_nats_per_token")
     moved = _prior_moved(row)
-    if not moved:
+    if row is None or not moved:
         return ""
     verb = {"lower": "fell", "higher": "rose", "alike": "hardly moved"}[moved]
     text = f"The prior's loss {verb}: {_both(row)} {row.unit} ({row.percent_text}). "
@@ -105,22 +95,20 @@ def _moved_apart(row: Row | None, second: Row | None) -> str:
     """Where a distance went beyond its intervals, unless the second one disagrees."""
     if row is None or row.overlaps is None:
         return ""
-    if row.overlaps or _disagrees(row, second):
+    if row.overlaps or (second and _disagree(row, second)):
         return "open"
-    return _side(row, "lower", "higher")
+    return row.side
 
 
-def _disagrees(row: Row, second: Row | None) -> bool:
-    if second is None or second.overlaps is None:
-        return False
-    return _outcome(second) != _outcome(row)
+def _disagree(row: Row, second: Row) -> bool:
+    return second.overlaps is not None and _outcome(second) != _outcome(row)
 
 
 def _outcome(row: Row) -> str:
-    return "overlap" if row.overlaps else _side(row, "lie apart, lower", "lie apart, higher")
+    return "overlap" if row.overlaps else f"lie apart, {row.side}"
 
 
-def _distance(rows: dict[str, Row], key: str, second_key: str, what: str, to_what: str) -> str:
+def _distance(rows: Rows, key: str, second_key: str, what: str, to_what: str) -> str:
     """What a distance with intervals bears."""
     row, second = rows.get(key), rows.get(second_key)
     if row is None:
@@ -129,7 +117,7 @@ def _distance(rows: dict[str, Row], key: str, second_key: str, what: str, to_wha
         return f"{row.measure.name} does not compare ({', '.join(row.obstacles)})."
     numbers = f"{row.measure.name} ({_both(row)})"
     moved = _moved_apart(row, second)
-    if moved == "open" and _disagrees(row, second):
+    if moved == "open" and second and _disagree(row, second):
         return (
             f"By {numbers} the intervals {_outcome(row)}; those of {second.measure.name} "
             f"{_outcome(second)}. The two measures disagree, so {NO_CLAIM}."
@@ -145,13 +133,13 @@ def _distance(rows: dict[str, Row], key: str, second_key: str, what: str, to_wha
     )
 
 
-def _scope(rows: dict[str, Row], about: dict[str, Any]) -> str:
+def _scope(rows: Rows, about: dict[str, Any]) -> str:
     steps, seconds = rows.get("tokenizer_steps"), rows.get("seconds")
     facts = ["one seed"]
-    if steps and steps.baseline:
-        facts.append(f"{shown(steps.baseline.value)} tokenizer steps")
-    if seconds and seconds.baseline and seconds.causal:
-        minutes = (seconds.baseline.value + seconds.causal.value) / 60
+    if steps and "baseline" in steps.cells:
+        facts.append(f"{shown(steps.cells['baseline'].value)} tokenizer steps")
+    if seconds and seconds.total is not None:
+        minutes = seconds.total / 60
         facts.append(f"{minutes:.0f} minutes" if minutes >= 10 else f"{minutes:.2g} minutes")
     if about.get("size"):
         facts.append(f"pictures of {about['size']} pixels")
@@ -161,16 +149,19 @@ def _scope(rows: dict[str, Row], about: dict[str, Any]) -> str:
     )
 
 
-def _indicative(rows: list[Row]) -> str:
-    marked = [row for row in rows if row.causal and row.causal.receipt.get("indicative")]
+def _indicative(rows: Rows) -> str:
+    receipts = {
+        row.measure.name: row.cells["causal"].receipt
+        for row in rows.values()
+        if row.measure.better and "causal" in row.cells
+    }
+    marked = {name: receipt for name, receipt in receipts.items() if receipt.get("indicative")}
     if not marked:
         return ""
-    names = ", ".join(row.measure.name for row in marked)
-    receipt = marked[-1].causal.receipt
+    names = ", ".join(marked)
+    last, receipt = marked.popitem()
     counts = [receipt.get("generated_count"), receipt.get("reference_count")]
-    seen = ""
-    if all(counts):
-        seen = f" ({counts[0]:,} against {counts[1]:,} for {marked[-1].measure.name})"
+    seen = f" ({counts[0]:,} against {counts[1]:,} for {last})" if all(counts) else ""
     return (
         f"{names} rest on few pictures{seen} and on another network than FID; compare them within "
         "this page alone."
@@ -179,8 +170,4 @@ def _indicative(rows: list[Row]) -> str:
 
 def _both(row: Row) -> str:
     """Both arms' numbers, with their intervals."""
-    return f"causal {row.causal.text}, baseline {row.baseline.text}"
-
-
-def _side(row: Row, lower: str, higher: str) -> str:
-    return lower if row.difference < 0 else higher
+    return f"causal {row.text('causal')}, baseline {row.text('baseline')}"
