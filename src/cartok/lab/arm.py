@@ -31,6 +31,9 @@ from cartok.sampling.sampler import Sampler, balanced_labels
 from cartok.tokenizer.model import Tokenizer
 from cartok.tokenizer.train import TokenizerRun
 
+MOST_TOKENISED = 12_000
+"""Training pictures the prior learns from; it sees no more in the minutes of a demo."""
+
 Scores = dict[str, dict[str, Any]]
 """By name: value, unit, receipt."""
 
@@ -93,7 +96,7 @@ def _tokens(name: str, folder: Path, launch: Launch, progress: Progress) -> Toke
         return read_manifest(launch.out)
     return run_extract(
         str(folder / "tokenizer"), replace(launch, overwrite=True), progress,
-        kind="flip", title=f"{name} tokens",
+        kind="flip", most=MOST_TOKENISED, title=f"{name} tokens",
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from cartok.data.images import open_pictures
 from cartok.data.pictures import Pictures
 from cartok.data.tokens import MANIFEST, TokenManifest, open_tokens
 from cartok.data.views import Kind, View
-from cartok.lab.evaluations import prior_evaluations, tokenizer_evaluations
+from cartok.lab.evaluations import prior_evaluations, spread, tokenizer_evaluations
 from cartok.prior.train import PriorJob, PriorRun, nats_per_position, train_prior
 from cartok.tokenizer.extract import extract
 from cartok.tokenizer.model import Tokenizer
@@ -92,9 +92,13 @@ def run_extract(
     data: str = "",
     view: View | None = None,
     kind: Kind = "flip",
+    most: int = 0,
     title: str = "tokens",
 ) -> TokenManifest:
     """Writes the tokens of a data set; data and view are the tokenizer run's unless given.
+
+    At most ``most`` training pictures and a tenth as many for validation are taken, spread evenly
+    over the set; 0 takes all.
 
     Raises:
         UserError: the folder is not empty; the tokenizer is no run and data or view is missing.
@@ -113,6 +117,8 @@ def run_extract(
         "train": open_pictures(data, "train", size=view.size),
         "val": open_pictures(data, "val", size=view.size),
     }
+    if most:
+        splits = {"train": spread(splits["train"], most), "val": spread(splits["val"], most // 10)}
     _prepare_folder(launch)
     return extract(
         tokenizer,

@@ -32,7 +32,7 @@ def run_together(tasks: dict[str, Task], progress: Progress) -> None:
     """
     context = get_context("spawn")
     queue = context.Queue()
-    processes = {
+    processes: dict[str, BaseProcess] = {
         name: context.Process(target=_work, args=(name, task, queue), name=name)
         for name, task in tasks.items()
     }
