@@ -2,13 +2,19 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cartok.core.errors import UserError
+from cartok.core.parallel import World
 from cartok.core.progress import Progress
+from cartok.data.batches import all_images
+from cartok.data.images import open_pictures
 from cartok.lab import demo as demo_module
-from cartok.lab.demo import DemoConfig, recipes_for, run_demo
+from cartok.lab.demo import DemoConfig, inputs_of, recipes_for, run_demo
+from cartok.lab.evaluations import some_images
 from cartok.lab.probe import ProbeConfig
 from cartok.lab.stages import Launch
 
@@ -88,8 +94,7 @@ def test_a_second_call_with_resume_does_no_training_again(demo, demo_pictures):
     config = DemoConfig(data=str(demo_pictures), minutes=0.01)
     run_demo(config, Launch(out=demo, device="cpu", resume=True), Progress())
     after = summary_of(demo)
-    assert after["baseline"] == before["baseline"]
-    assert after["causal"] == before["causal"]
+    assert after == before
 
 
 @pytest.mark.slow
@@ -127,3 +132,33 @@ def test_too_few_pictures_are_refused_before_anything_is_trained(tmp_path, small
     with pytest.raises(UserError, match="32 px"):
         run_demo(DemoConfig(data=str(small_pictures)), Launch(out=out, device="cpu"), Progress())
     assert not out.exists()
+
+
+def test_every_class_is_among_the_pictures_that_are_scored():
+    """Data sets come class by class: the first 576 of 640 crops would miss a photograph."""
+    recipes = recipes_for(DemoConfig(), 32)
+    held = open_pictures("photos", "val", size=32)
+    at = np.linspace(0, len(held) - 1, 576).round().astype(int)
+    assert set(held.labels[at].tolist()) == set(range(10))
+    assert torch.equal(
+        some_images(held, recipes.baseline.view, 576),
+        torch.cat([b.image for b in all_images(held.subset(at), recipes.baseline.view, 64)]),
+    )
+
+
+def test_few_pictures_are_scored_by_several_random_crops_of_each(tmp_path, demo_pictures):
+    few = open_pictures(str(demo_pictures), "val", size=32).subset(np.arange(40))
+    many = open_pictures(str(demo_pictures), "train", size=32)
+    recipes = recipes_for(DemoConfig(), 32)
+    inputs = inputs_of(recipes, many, few, World(), "cpu")
+    assert len(inputs.held_image) == 576
+    assert len(inputs.held_image.flatten(1).unique(dim=0)) > 500
+    assert "random" in inputs.held_features.crop
+    assert inputs.held_features.crop == inputs.train_features.crop
+
+
+def test_a_handful_of_pictures_is_refused_with_the_number_needed(demo_pictures):
+    pictures = open_pictures(str(demo_pictures), "val", size=32)
+    with pytest.raises(UserError, match="32 pictures or more on each side, but there are 513"):
+        inputs_of(recipes_for(DemoConfig(), 32), pictures, pictures.subset(np.arange(9)), World(),
+                  "cpu")  # fmt: skip

@@ -6,20 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from cartok.core.files import read_json, write_json
 from cartok.core.progress import Progress
 from cartok.core.shapes import Image, Pixels, pixels_of
-from cartok.data.pictures import Pictures
 from cartok.data.tokens import TokenManifest, open_tokens, read_manifest
-from cartok.data.views import View
-from cartok.lab.evaluations import (
-    first_images,
-    grid_of_pictures,
-    reconstruct,
-    save_png,
-    spread,
-)
+from cartok.lab.evaluations import grid_of_pictures, reconstruct, save_png, sheet_of
 from cartok.lab.probe import ProbeConfig, frozen_latents, probe
 from cartok.lab.stages import Launch, run_extract, run_prior, run_tokenizer
 from cartok.metrics.codes import code_perplexity, code_usage
@@ -30,9 +24,6 @@ from cartok.prior.train import PriorRun, first_views
 from cartok.sampling.sampler import Sampler, balanced_labels
 from cartok.tokenizer.model import Tokenizer
 from cartok.tokenizer.train import TokenizerRun
-
-MOST_TOKENISED = 12_000
-"""Training pictures the prior learns from; it sees no more in the minutes of a demo."""
 
 Scores = dict[str, dict[str, Any]]
 """By name: value, unit, receipt."""
@@ -48,8 +39,10 @@ class ArmInputs:
     num_samples: int
     num_classes: int
     columns: int
-    train: Pictures
-    held: Pictures
+    most_tokenised: int
+    """Training pictures the prior learns from: no more than it sees."""
+    probe_image: Float[Tensor, "probe 3 height width"]
+    """Training pictures that the probe learns from."""
     held_image: Image
     held_features: Featurised
     train_features: Featurised
@@ -78,7 +71,7 @@ def run_arm(
 
     run = run_tokenizer(recipe, launch("tokenizer"), progress, f"{name} tokenizer")
     _stop_if_interrupted(run.is_finished)
-    tokens = _tokens(name, folder, launch("tokens"), progress)
+    tokens = _tokens(name, folder, launch("tokens"), inputs.most_tokenised, progress)
     config = replace(prior_recipe, tokens=str(folder / "tokens"))
     run = run_prior(config, launch("prior"), progress, f"{name} prior")
     _stop_if_interrupted(run.is_finished)
@@ -87,16 +80,18 @@ def run_arm(
     scores |= _prior_scores(folder, tokens)
     scores |= _sample_scores(name, folder, out, tokenizer, recipe.seed, inputs, progress)
     scores |= inputs.floor
-    scores["seconds"] = _score(time.monotonic() - started, "s", note="all stages and scores")
+    scores["seconds"] = _seconds(folder, time.monotonic() - started)
     write_json(folder / "scores.json", scores)
 
 
-def _tokens(name: str, folder: Path, launch: Launch, progress: Progress) -> TokenManifest:
+def _tokens(
+    name: str, folder: Path, launch: Launch, most: int, progress: Progress
+) -> TokenManifest:
     if (launch.out / "manifest.json").exists():
         return read_manifest(launch.out)
     return run_extract(
         str(folder / "tokenizer"), replace(launch, overwrite=True), progress,
-        kind="flip", most=MOST_TOKENISED, title=f"{name} tokens",
+        kind="flip", most=most, title=f"{name} tokens",
     )  # fmt: skip
 
 
@@ -107,7 +102,7 @@ def _tokenizer_scores(
     held = inputs.held_image
     with progress.stage(f"{name} scores", 3) as tick:
         again = reconstruct(tokenizer, held)
-        save_png(_sheet(pixels_of(again), inputs.columns),
+        save_png(sheet_of(again, inputs.columns),
                  out / "pictures" / f"{name}-reconstructions.png")  # fmt: skip
         shards = open_tokens(folder / "tokens", "val")
         codes = first_views(shards, range(len(shards)))
@@ -118,8 +113,7 @@ def _tokenizer_scores(
         distances = score_pictures(features, inputs.held_features, what="rfd")
         tick(2, "")
         budget = inputs.probe
-        seen = first_images(spread(inputs.train, 1536), View(size=inputs.size), 1536)
-        train_latents = frozen_latents(tokenizer, seen)
+        train_latents = frozen_latents(tokenizer, inputs.probe_image)
         held_latents = frozen_latents(tokenizer, held)
         result = probe(train_latents, held_latents, budget, next(tokenizer.parameters()).device)
         tick(3, "")
@@ -191,9 +185,14 @@ def _sample_sheet(pixels: Pixels, labels: torch.Tensor, inputs: ArmInputs):
     return grid_of_pictures(torch.cat(rows), min(inputs.columns, len(rows[0])))
 
 
-def _sheet(pixels: Pixels, columns: int):
-    rows = torch.linspace(0, len(pixels) - 1, columns * 6).long()
-    return grid_of_pictures(pixels[rows], columns)
+def _seconds(folder: Path, this_try: float) -> dict[str, Any]:
+    """Everything the arm took; of earlier tries that were stopped, the trainings alone."""
+    records = [read_json(folder / part / "record.json", "a record") for part in _TRAININGS]
+    trained = sum(record["seconds"] for record in records)
+    return _score(max(this_try, trained), "s", training_seconds=trained)
+
+
+_TRAININGS = ("tokenizer", "prior")
 
 
 def _score(value: float, unit: str, **receipt: Any) -> dict[str, Any]:

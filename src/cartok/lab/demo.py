@@ -6,6 +6,7 @@ its predictor costs. Each ends in samples and scores; together they make one pag
 
 import time
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,17 @@ from cartok.core.files import read_json, remove, write_json
 from cartok.core.parallel import World
 from cartok.core.progress import Progress
 from cartok.core.run import provenance
-from cartok.core.shapes import Image, Pixels, pixels_of
+from cartok.core.shapes import Image, pixels_of
+from cartok.data.batches import image_batches
 from cartok.data.images import open_pictures
 from cartok.data.pictures import Pictures, largest_crop
+from cartok.data.views import View
 from cartok.lab.arm import ArmInputs, run_arm
-from cartok.lab.evaluations import first_images, grid_of_pictures, save_png, spread
+from cartok.lab.evaluations import save_png, sheet_of, some_images
 from cartok.lab.probe import ProbeConfig
 from cartok.lab.stages import Launch
 from cartok.lab.together import run_together
-from cartok.metrics.suite import Featurised, featurise, score_pictures
+from cartok.metrics.suite import featurise, score_pictures
 from cartok.prior.train import PriorRun
 from cartok.recipes.prior import demo as demo_prior
 from cartok.recipes.tokenizer import baseline_demo, causal_demo
@@ -37,9 +40,10 @@ from cartok.tokenizer.train import TokenizerRun
 DEFAULT_MINUTES = 4.0
 """What the recipes' steps take on two slow CPU cores, everything included."""
 
-NUM_HELD = 576
-NUM_REFERENCE = 1024
-NUM_SAMPLES = 576
+NUM_HELD, NUM_REFERENCE, NUM_SAMPLES, NUM_PROBE = 576, 1024, 576, 1536
+LEAST = 32
+"""Pictures on each side; below NUM_HELD several random crops of each are scored."""
+FEW_SCALE = 0.7
 GUIDANCE = 1.5
 PROBE = ProbeConfig()
 COLUMNS = 10
@@ -60,6 +64,8 @@ class DemoConfig:
     def __post_init__(self):
         if self.minutes <= 0:
             raise ValueError(f"minutes must be above 0, but is {self.minutes}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, but is {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -80,17 +86,20 @@ def run_demo(config: DemoConfig, launch: Launch, progress: Progress) -> dict[str
     started = time.monotonic()
     world, out = World.join(launch.device), launch.out
     refuse_folder(config, launch)
+    if launch.resume and (out / "summary.json").exists():
+        progress.say(f"this demo is finished; --overwrite starts it again ({out})")
+        return _closing(out, progress)
     size = 32 if config.data == "photos" else largest_crop(open_pictures(config.data, "train"))
     train = open_pictures(config.data, "train", size=size)
     held = open_pictures(config.data, "val", size=size)
     recipes = recipes_for(config, size)
-    inputs = _inputs(recipes, train, held, world, launch.device)
+    inputs = inputs_of(recipes, train, held, world, launch.device)
     progress.say(
         f"{len(train)} training and {len(held)} validation pictures of {size} px, "
         f"{train.num_classes or 'no'} classes; two arms on {world.device.type}"
     )
     claim_folder(config, launch)
-    save_png(_sheet(inputs.held_image), out / "pictures" / "inputs.png")
+    save_png(sheet_of(inputs.held_image, COLUMNS), out / "pictures" / "inputs.png")
     both = {"baseline": recipes.baseline, "causal": recipes.causal}
     run_together(
         {
@@ -100,27 +109,29 @@ def run_demo(config: DemoConfig, launch: Launch, progress: Progress) -> dict[str
         progress,
     )
     arms = {name: read_json(out / name / "scores.json", "an arm's scores") for name in both}
-    tokens = inputs.size // recipes.baseline.model.codec.factor
+    model, causal = recipes.causal.model, recipes.causal.causal
     summary = {
         "about": {
             **provenance(world),
             **dict_of(config),
             "num_train": len(train),
             "num_val": len(held),
+            "num_tokenised": min(len(train), inputs.most_tokenised),
             "classes": list(train.classes),
             "size": size,
-            "tokens": tokens**2,
-            "codebook": recipes.baseline.model.quantizer.codebook_size,
+            "tokens": (size // model.codec.factor) ** 2,
+            "codebook": model.quantizer.codebook_size,
             "guidance": inputs.guidance,
+            "causal_weight": causal.weight,
+            "causal_reads": causal.reads,
         },
         **arms,
         "warnings": warnings_of(arms),
         "seconds": {"value": time.monotonic() - started, "unit": "s"},
     }
     write_json(out / "summary.json", summary)
-    page = write_report(out)
-    _say_closing(summary, page, progress)
-    return summary
+    write_report(out)
+    return _closing(out, progress)
 
 
 def recipes_for(config: DemoConfig, size: int) -> Recipes:
@@ -184,27 +195,39 @@ def claim_folder(config: DemoConfig, launch: Launch) -> None:
 
 def warnings_of(arms: dict[str, dict[str, Any]]) -> list[str]:
     """What a person should know before believing the numbers."""
-    measures = {name: _measures(scores) for name, scores in arms.items()}
-    collapsed = [f"{name}: {line}" for name, m in measures.items() for line in collapse_of(m)]
-    gamed = gaming_of(measures["causal"], measures["baseline"])
-    return collapsed + [f"causal: {line}" for line in gamed]
+    found = []
+    for name, scores in arms.items():
+        keys = ("code_usage", "code_perplexity", "latent_variance")
+        lines = collapse_of(*(scores[key]["value"] for key in keys))
+        found += [f"{name}: {line}" for line in lines]
+    gamed = gaming_of(_measures(arms["causal"]), _measures(arms["baseline"]))
+    return found + [f"causal: {line}" for line in gamed]
 
 
-def _inputs(
+def inputs_of(
     recipes: Recipes, train: Pictures, held: Pictures, world: World, device: str
 ) -> ArmInputs:
-    view = recipes.baseline.view
-    held_image = first_images(held, view, NUM_HELD)
-    if len(held_image) < 512 or len(train) < 512:
+    """What both arms share: pictures to score with, their features, and the floor.
+
+    Raises:
+        UserError: there are too few pictures for a score.
+    """
+    if min(len(train), len(held)) < LEAST:
         raise UserError(
-            f"the demo scores 512 pictures or more a side, but there are {len(train)} for "
-            f"training and {len(held)} for validation; give more pictures"
+            f"the demo needs {LEAST} pictures or more on each side, but there are {len(train)} "
+            f"for training and {len(held)} for validation; give more pictures"
         )
-    reference = _spread_pixels(train, recipes, NUM_REFERENCE)
+    few = min(len(train), len(held)) < NUM_HELD
+    view = replace(recipes.baseline.view, min_scale=FEW_SCALE if few else 1.0)
     crop = "central square of the short side, resized"
-    held_features = _features(pixels_of(held_image), crop, world)
-    train_features = _features(reference, crop, world)
+    if few:
+        crop = f"random squares of {FEW_SCALE:g} to 1 of the short side, several a picture, resized"
+    held_image = _crops(held, view, NUM_HELD, few)
+    held_features = featurise(pixels_of(held_image), crop=crop, device=world.device)
+    reference = _crops(train, view, NUM_REFERENCE, few)
+    train_features = featurise(pixels_of(reference), crop=crop, device=world.device)
     floor = score_pictures(held_features, train_features, what="floor")
+    loop = recipes.prior.loop
     return ArmInputs(
         size=view.size,
         device=device,
@@ -212,8 +235,8 @@ def _inputs(
         num_samples=NUM_SAMPLES,
         num_classes=train.num_classes,
         columns=COLUMNS,
-        train=train,
-        held=held,
+        most_tokenised=max(12_000, loop.steps * loop.batch),
+        probe_image=some_images(train, recipes.baseline.view, NUM_PROBE),
         held_image=held_image,
         held_features=held_features,
         train_features=train_features,
@@ -226,31 +249,25 @@ def _inputs(
     )
 
 
-def _spread_pixels(pictures: Pictures, recipes: Recipes, num: int) -> Pixels:
-    return pixels_of(first_images(spread(pictures, num), recipes.baseline.view, num))
-
-
-def _features(pixels: Pixels, crop: str, world: World) -> Featurised:
-    return featurise(pixels, crop=crop, device=world.device)
-
-
-def _sheet(image: Image):
-    rows = torch.linspace(0, len(image) - 1, COLUMNS * 6).long()
-    return grid_of_pictures(pixels_of(image[rows]), COLUMNS)
+def _crops(pictures: Pictures, view: View, num: int, few: bool) -> Image:
+    """``num`` pictures by their central view; of few pictures, as many random crops instead."""
+    if not few:
+        return some_images(pictures, view, num)
+    batches = image_batches(pictures, view, batch=64, seed=0, start=0, augment=True)
+    return torch.cat([batch.image for batch in islice(batches, -(-num // 64))])[:num]
 
 
 def _measures(scores: dict[str, Any]) -> Measures:
-    values = {key: score["value"] for key, score in scores.items()}
     return Measures(
-        code_usage=values["code_usage"],
-        code_perplexity=values["code_perplexity"],
-        latent_variance=values["latent_variance"],
-        r2_latents=values["next_latent_r2"],
-        r2_codes=values["probe_r2_quantised"],
+        latent_variance=scores["latent_variance"]["value"],
+        r2_latents=scores["next_latent_r2"]["value"],
+        r2_codes=scores["probe_r2_quantised"]["value"],
     )
 
 
-def _say_closing(summary: dict[str, Any], page: Path, progress: Progress) -> None:
+def _closing(out: Path, progress: Progress) -> dict[str, Any]:
+    """Says the summary as a table, and where the page is; returns the summary."""
+    summary = read_json(out / "summary.json", "a demo's summary")
     rows = [("", "baseline", "causal", ""), *closing_table(summary)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     progress.say("")
@@ -259,4 +276,5 @@ def _say_closing(summary: dict[str, Any], page: Path, progress: Progress) -> Non
         progress.say("  ".join(cells).rstrip())
     for warning in summary["warnings"]:
         progress.say(f"warning: {warning}")
-    progress.say(f"\n{summary['seconds']['value']:.0f} s; open {page}")
+    progress.say(f"\n{summary['seconds']['value']:.0f} s; open {out / 'report.html'}")
+    return summary

@@ -57,16 +57,22 @@ def prior_evaluations(job: PriorJob, held: TokenShards) -> tuple[Evaluation, ...
     return _chosen(job.config.evaluations, {"validation": validation})
 
 
-def first_images(pictures: Pictures, view: View, num: int) -> Image:
-    """The first ``num`` pictures, or all there are, in their order, by their central view."""
-    few = pictures.subset(np.arange(min(num, len(pictures))))
-    return torch.cat([batch.image for batch in all_images(few, view, BATCH)])
+def some_images(pictures: Pictures, view: View, num: int) -> Image:
+    """``num`` pictures, or all there are, spread evenly over the set, by their central view."""
+    batches = all_images(spread(pictures, num), view, BATCH)
+    return torch.cat([batch.image for batch in batches])
 
 
 def spread(pictures: Pictures, num: int) -> Pictures:
     """``num`` pictures spread evenly over a collection, since folders come class by class."""
     at = np.linspace(0, len(pictures) - 1, min(num, len(pictures))).round().astype(int)
     return pictures.subset(at)
+
+
+def sheet_of(image: Image, columns: int, rows: int = 6) -> Picture.Image:
+    """A few of many pictures, spread evenly over them."""
+    at = torch.linspace(0, len(image) - 1, columns * rows).long()
+    return grid_of_pictures(pixels_of(image[at]), columns)
 
 
 def reconstruct(tokenizer: Tokenizer, image: Image) -> Image:
@@ -90,7 +96,7 @@ def grid_of_pictures(pixels: Pixels, columns: int, zoom: int = 1, gap: int = 2) 
 
 
 def _reconstruction(job: TokenizerJob, held: Pictures, num: int) -> Measure:
-    image = first_images(held, job.config.view, num)
+    image = some_images(held, job.config.view, num)
 
     def measure(step: int) -> dict[str, float]:
         tokenizer, device = job.tokenizer, job.world.device
@@ -107,7 +113,7 @@ def _reconstruction(job: TokenizerJob, held: Pictures, num: int) -> Measure:
 
 
 def _reconstruction_fd(job: TokenizerJob, held: Pictures, num: int) -> Measure:
-    image = first_images(held, job.config.view, num)
+    image = some_images(held, job.config.view, num)
 
     def measure(step: int) -> dict[str, float]:
         again = pixels_of(reconstruct(job.tokenizer, image))
@@ -119,12 +125,13 @@ def _reconstruction_fd(job: TokenizerJob, held: Pictures, num: int) -> Measure:
 
 
 def _pictures(job: TokenizerJob, held: Pictures, num: int, run: Run) -> Measure:
-    image = first_images(held, job.config.view, num)
+    image = some_images(held, job.config.view, num)
 
     def measure(step: int) -> dict[str, float]:
         pairs = pixels_of(torch.cat([image, reconstruct(job.tokenizer, image)]))
         path = run.samples / f"reconstructions-{step:08d}.png"
-        save_png(grid_of_pictures(pairs, columns=len(image)), path)
+        if job.world.is_main:
+            save_png(grid_of_pictures(pairs, columns=len(image)), path)
         return {}
 
     return measure

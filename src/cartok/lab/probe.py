@@ -77,20 +77,19 @@ def probe(
     train: FrozenLatents, held: FrozenLatents, config: ProbeConfig, device: torch.device
 ) -> ProbeResult:
     """Trains both nets on ``train``; scores them on ``held``."""
-    target = _standardised(train.latents, train)
-    held_target = _standardised(held.latents, train)
+    target, held_target = (_standardised(side.latents, train) for side in (train, held))
     errors = {}
     for name in ("latents", "codes"):
-        inputs = _standardised(getattr(train, name), train)
-        net = _trained(inputs, target, config, device)
-        held_inputs = _standardised(getattr(held, name), train)
-        errors[name] = _error(net, held_inputs, held_target, device)
-    spread = in_raster_order(held_target)[:, 1:].var((0, 1), correction=0).mean().item()
-    scale = _moments(train).std.square().mean().item()
+        net = _trained(_standardised(getattr(train, name), train), target, config, device)
+        errors[name] = _errors(net, _standardised(getattr(held, name), train), held_target, device)
+    spread = in_raster_order(held_target)[:, 1:].var((0, 1), correction=0)
+    power = _moments(train).std.flatten().square()  # back from standardised to latent units
+    variance = (spread * power).mean()
+    found = {name: ((error * power).mean()).item() for name, error in errors.items()}
     return ProbeResult(
-        next_latent_mse=errors["latents"] * scale,
-        r2_latents=1 - errors["latents"] / spread,
-        r2_codes=1 - errors["codes"] / spread,
+        next_latent_mse=found["latents"],
+        r2_latents=1 - found["latents"] / variance.item(),
+        r2_codes=1 - found["codes"] / variance.item(),
     )
 
 
@@ -134,9 +133,10 @@ def _trained(
 
 
 @torch.no_grad()
-def _error(net: CausalPredictor, inputs: Latents, target: Latents, device: torch.device) -> float:
-    total = 0.0
+def _errors(net: CausalPredictor, inputs: Latents, target: Latents, device: torch.device) -> Tensor:
+    """Mean squared error of each channel, over pictures and cells."""
+    total = torch.zeros(target.shape[1])
     for some, wanted in zip(inputs.split(128), target.split(128), strict=True):
         aim = in_raster_order(wanted.to(device))[:, 1:]
-        total += F.mse_loss(net(some.to(device)), aim).item() * len(some)
+        total += (net(some.to(device)) - aim).square().mean(1).sum(0).cpu()
     return total / len(inputs)

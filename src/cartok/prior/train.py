@@ -40,6 +40,10 @@ class PriorRun:
     evaluations: tuple[EvaluationConfig, ...] = ()
     seed: int = 0
 
+    def __post_init__(self):
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, but is {self.seed}")
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -132,7 +136,9 @@ def train_prior(
 def nats_per_position(
     prior: Prior, shards: TokenShards, num: int, device: torch.device, batch: int = 128
 ) -> Float[Tensor, " position"]:
-    """Mean surprise at each position over the first ``num`` sequences, in nats; labels are given.
+    """Mean surprise at each position over ``num`` sequences, in nats; labels are given.
+
+    The sequences are spread evenly over the set, since data sets come class by class.
 
     The mean over positions is the validation loss; the paper's central picture is that causal
     tokens lower it at every position, most at the end (its Figure 9).
@@ -141,10 +147,9 @@ def nats_per_position(
     prior.eval()
     total = torch.zeros(prior.config.num_tokens, dtype=torch.float64)
     num = min(num, len(shards))
-    for start in range(0, num, batch):
-        rows = range(start, min(start + batch, num))
-        tokens, labels = first_views(shards, rows), shards.labels[rows.start : rows.stop]
-        total += prior.nats(tokens.to(device), labels.to(device)).double().sum(0).cpu()
+    for rows in torch.linspace(0, len(shards) - 1, num).round().long().split(batch):
+        tokens, labels = first_views(shards, rows.tolist()), shards.labels[rows]
+        total += prior.nats(tokens.to(device), labels.to(device)).cpu().double().sum(0)
     prior.train(was_training)
     return total / num
 
