@@ -141,3 +141,38 @@ def test_tokens_of_another_tokenizer_are_refused(story, small_pictures, tmp_path
                  "--device", "cpu", "--out", str(tmp_path / "none")])  # fmt: skip
     assert code == 2
     assert "made by another tokenizer" in capsys.readouterr().err
+
+
+def test_overwriting_tokens_never_touches_files_that_are_none(story, tmp_path, capsys):
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "model.safetensors").write_bytes(b"weeks of work")
+    code = main(["extract", "--tokenizer", str(story / "tokenizer"), "--device", "cpu",
+                 "--overwrite", "--out", str(out)])  # fmt: skip
+    assert code == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert (out / "model.safetensors").read_bytes() == b"weeks of work"
+
+
+def test_overwritten_samples_leave_none_of_the_old_ones(story, tmp_path):
+    out = tmp_path / "samples"
+    for num, extra in (("9", []), ("4", ["--overwrite"])):
+        code = main(["sample", "--prior", str(story / "prior"), "--device", "cpu", "--num", num,
+                     "--tokenizer", str(story / "tokenizer"), "--batch", "3", "--out", str(out),
+                     *extra])  # fmt: skip
+        assert code == 0
+        assert len(list((out / "pictures").glob("*/*.png"))) == int(num)
+
+
+def test_a_recipe_that_names_no_pictures_asks_for_them(tmp_path, capsys):
+    out = str(tmp_path / "new")
+    assert main(["train-tokenizer", "causal-16k", "--device", "cpu", "--out", out]) == 2
+    assert "give --data" in capsys.readouterr().err
+
+
+def test_a_collapsed_codebook_ends_in_a_warning(small_pictures, tmp_path, capsys):
+    arguments = ["train-tokenizer", "baseline-toy", "--data", str(small_pictures), "--loop.steps",
+                 "2", "--model.quantizer.codebook-size", "4096", "--device", "cpu", "--out",
+                 str(tmp_path / "run")]  # fmt: skip
+    assert main(arguments) == 0
+    assert "codebook collapse" in capsys.readouterr().err

@@ -7,10 +7,10 @@ from PIL import Image as Picture
 
 from cartok.core.config import config, dict_of
 from cartok.core.errors import UserError
-from cartok.core.files import write_json
+from cartok.core.files import staged, write_json
 from cartok.core.parallel import World
 from cartok.core.progress import Progress
-from cartok.core.shapes import Pixels, pixels_of
+from cartok.core.shapes import Image, Labels, Pixels, pixels_of
 from cartok.data.batches import all_images
 from cartok.data.images import open_pictures
 from cartok.data.pictures import Pictures
@@ -21,6 +21,8 @@ from cartok.metrics.suite import Featurised, featurise, score_pictures
 from cartok.prior.model import Prior
 from cartok.sampling.sampler import Sampler, balanced_labels
 from cartok.tokenizer.model import Tokenizer
+
+_ON_GRID = 64
 
 
 @config
@@ -44,8 +46,8 @@ class SampleConfig:
     """Pictures at once; the pictures do not depend on it."""
 
     def __post_init__(self):
-        if self.num < 1:
-            raise ValueError(f"num must be at least 1, but is {self.num}")
+        if self.num < 1 or self.batch < 1:
+            raise ValueError(f"num and batch must be at least 1: {self.num}, {self.batch}")
 
 
 def run_sample(
@@ -58,43 +60,63 @@ def run_sample(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """Writes ``CLASS/NUMBER.png``, ``grid.png`` and ``samples.json``; returns the grid's path.
+    """Writes ``pictures/CLASS/NUMBER.png``, ``grid.png`` and, last, ``samples.json``.
+
+    Returns the grid's path. Pictures are drawn and written a batch at a time, so that any number
+    fits in memory.
 
     Raises:
         UserError: the prior belongs to another tokenizer, a label is unknown, or the folder holds
-            files.
+            files that are no samples.
     """
     world = World.join(device)
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise UserError(
-            f"--out must be new or empty, but {out} holds files; give --overwrite or another --out"
-        )
+    _refuse_used(out, overwrite)
     tokenizer = Tokenizer.from_pretrained(tokenizer_source).to(world.device)
     prior = Prior.from_pretrained(prior_source).to(world.device)
-    labels = _labels(config, prior)
-    with progress.stage("samples", config.num) as tick:
-        samples = Sampler(prior, tokenizer).sample(
-            labels.to(world.device),
-            config.seed,
-            config.guidance,
-            schedule=config.schedule,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            batch=config.batch,
-            progress=lambda done: tick(done, ""),
-        )
-    pixels = pixels_of(samples).cpu()
+    sampler, labels = Sampler(prior, tokenizer), _labels(config, prior)
     names = [prior.classes[label] if prior.classes else "all" for label in labels.tolist()]
-    for index, (item, name) in enumerate(zip(pixels, names, strict=True)):
-        picture = Picture.fromarray(item.permute(1, 2, 0).numpy())
-        save_png(picture, out / "pictures" / name.replace("/", "-") / f"{index:06d}.png")
+    shown: list[Pixels] = []
+    with staged(out / "pictures") as folder, progress.stage("samples", config.num) as tick:
+        for start in range(0, config.num, config.batch):
+            some = labels[start : start + config.batch].to(world.device)
+            pixels = pixels_of(_drawn(sampler, some, config, start)).cpu()
+            for index, item in enumerate(pixels, start):
+                path = folder / names[index].replace("/", "-") / f"{index:06d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Picture.fromarray(item.permute(1, 2, 0).numpy()).save(path)
+            shown += [pixels] if start < _ON_GRID else []
+            tick(start + len(pixels), "")
     grid = out / "grid.png"
-    save_png(grid_of_pictures(pixels[:64], columns=8, zoom=2), grid)
+    save_png(grid_of_pictures(torch.cat(shown)[:_ON_GRID], columns=8, zoom=2), grid)
     write_json(out / "samples.json", {
         "prior": str(prior_source), "tokenizer_digest": tokenizer.digest, **dict_of(config),
     })  # fmt: skip
     return grid
+
+
+def _drawn(sampler: Sampler, labels: Labels, config: SampleConfig, first_index: int) -> Image:
+    return sampler.sample(
+        labels,
+        config.seed,
+        config.guidance,
+        schedule=config.schedule,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        batch=config.batch,
+        first_index=first_index,
+    )
+
+
+def _refuse_used(out: Path, overwrite: bool) -> None:
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(
+            f"--out must be new or empty, but {out} holds files; give --overwrite or another --out"
+        )
+    if not (out / "samples.json").exists():
+        raise UserError(f"{out} holds files but no samples (no samples.json); name another --out")
 
 
 def run_score(
@@ -124,13 +146,9 @@ def run_score(
 
 
 def _featurised(pictures: Pictures, size: int, network_size: int, world: World) -> Featurised:
-    batches = (_pixels(batch.image) for batch in all_images(pictures, View(size=size), 64))
+    batches = (pixels_of(batch.image) for batch in all_images(pictures, View(size=size), 64))
     crop = "central square of the short side, resized"
     return featurise(batches, size=network_size, crop=crop, device=world.device)
-
-
-def _pixels(image: torch.Tensor) -> Pixels:
-    return pixels_of(image)
 
 
 def _labels(config: SampleConfig, prior: Prior) -> torch.Tensor:

@@ -1,27 +1,31 @@
 """One function a verb: opens what is needed, runs one stage in one folder, closes the record."""
 
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cartok.core.checkpoint import load_model
 from cartok.core.config import config_of, read_config
 from cartok.core.errors import UserError
 from cartok.core.files import read_json
 from cartok.core.loop import Outcome
 from cartok.core.parallel import World
 from cartok.core.progress import Progress
-from cartok.core.run import Run
+from cartok.core.run import Run, read_log
 from cartok.data.images import open_pictures
 from cartok.data.pictures import Pictures
 from cartok.data.tokens import MANIFEST, TokenManifest, open_tokens
 from cartok.data.views import Kind, View
 from cartok.lab.evaluations import prior_evaluations, spread, tokenizer_evaluations
 from cartok.prior.train import PriorJob, PriorRun, nats_per_position, train_prior
+from cartok.tokenizer.doctor import collapse_of
 from cartok.tokenizer.extract import extract
 from cartok.tokenizer.model import Tokenizer
 from cartok.tokenizer.train import TokenizerJob, TokenizerRun, train_tokenizer
+
+_SHARD = re.compile(r"\.?(train|val)-\d{5}\.safetensors(\.\S*)?")
+
+DATA_KINDS = "'photos', a folder or parquet of pictures, or 'hub:owner/name'"
 
 UNITS = {
     "psnr_db": "dB",
@@ -48,6 +52,8 @@ def run_tokenizer(
     config: TokenizerRun, launch: Launch, progress: Progress, title: str = "tokenizer"
 ) -> Run:
     """Trains a tokenizer into a run folder; a finished run is left as it is on ``resume``."""
+    if not config.data:
+        raise UserError(f"this recipe names no pictures; give --data {DATA_KINDS}")
     world = World.join(launch.device)
     train = open_pictures(config.data, "train", size=config.view.size)
     held = open_pictures(config.data, "val", size=config.view.size)
@@ -61,6 +67,8 @@ def run_tokenizer(
     evaluations = tokenizer_evaluations(job, held, run)
     with progress.stage(title, job.steps) as tick:
         outcome = train_tokenizer(job, run, evaluations=evaluations, tick=tick)
+    for warning in _collapse(run, outcome):
+        progress.say(f"warning: {warning}")
     return _close_run(run, outcome, job.facts(outcome), progress)
 
 
@@ -148,9 +156,15 @@ def resume(folder: Path, device: str, progress: Progress) -> Run:
     raise UserError(f"cartok resume goes on with a tokenizer or a prior; {folder} holds {kind!r}")
 
 
-def digest_of_model(source: str, kind: str) -> str:
-    """The digest of a stored model."""
-    return load_model(source, kind=kind).digest
+def _collapse(run: Run, outcome: Outcome) -> list[str]:
+    """Warnings about a codebook or latents that carry too little, at the end of a training."""
+    lines = read_log(run.folder) if outcome.finished else []
+    variances = [line["codec/latent_variance"] for line in lines if "codec/latent_variance" in line]
+    return collapse_of(
+        outcome.values.get("reconstruction/code_usage"),
+        outcome.values.get("reconstruction/code_perplexity"),
+        variances[-1] if variances else None,
+    )
 
 
 def _open_run(config: Any, launch: Launch, kind: str, world: World) -> Run:
@@ -177,7 +191,7 @@ def _trained_with(source: str) -> TokenizerRun | None:
     path = Path(source) / "config.json"
     if not path.exists():
         return None
-    stored = json.loads(path.read_text())
+    stored = read_json(path, "a run's config")
     return config_of(TokenizerRun, stored["config"]) if "digest" in stored else None
 
 
@@ -190,6 +204,11 @@ def _prepare_folder(launch: Launch) -> None:
             f"--out must be new or empty, but {launch.out} holds files; "
             "give --overwrite to start again, or another --out"
         )
+    shards = [path for path in launch.out.iterdir() if _SHARD.fullmatch(path.name)]
+    if len(shards) + (launch.out / MANIFEST).exists() < len(list(launch.out.iterdir())):
+        raise UserError(
+            f"--overwrite replaces tokens, but {launch.out} holds other files; name another --out"
+        )
     (launch.out / MANIFEST).unlink(missing_ok=True)  # first, so no half-emptied folder looks whole
-    for shard in launch.out.glob("*.safetensors"):
+    for shard in shards:
         shard.unlink()

@@ -45,12 +45,16 @@ def run_together(tasks: dict[str, Task], progress: Progress) -> None:
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
         for process in processes.values():
-            process.start()
+            if not asked:
+                process.start()
+        if asked:
+            raise SystemExit(0)
         progress.relay(queue, lambda: _are_over(processes))
     finally:
         _stop(processes)
         for process in processes.values():
-            process.join()
+            if process.pid is not None:
+                process.join()
         signal.signal(signal.SIGTERM, before)
     queue.close()
     if asked:
@@ -82,7 +86,7 @@ def _are_over(processes: dict[str, BaseProcess]) -> bool:
 
 def _stop(processes: dict[str, BaseProcess]) -> None:
     for process in processes.values():
-        if process.is_alive():
+        if process.pid is not None and process.is_alive():
             process.terminate()
 
 

@@ -20,7 +20,7 @@ def causal_16k() -> TokenizerRun:
     """The paper's CRT tokenizer: 256 px, f=16, 256 tokens of 16,384 codes, 387k steps."""
     every = 10_000
     return TokenizerRun(
-        data="imagenet",
+        data="",
         view=View(size=256, min_scale=0.8, flip=True),
         losses=LossConfig(critic=CriticConfig(norm="batch")),
         loop=LoopConfig(

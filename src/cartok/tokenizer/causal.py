@@ -108,6 +108,7 @@ class CausalPredictor(nn.Module):
         self.read = nn.Linear(channels, config.transformer.width)
         self.transformer = Transformer(config.transformer)
         self.write = nn.Linear(config.transformer.width, channels)
+        self._tables: dict[tuple, Tensor] = {}
         if config.start == "learned":
             self.start = nn.Parameter(torch.zeros(config.transformer.width))
 
@@ -123,10 +124,7 @@ class CausalPredictor(nn.Module):
         if self.config.start == "learned":
             start = self.start.to(inputs.dtype).expand(len(inputs), 1, -1)
             inputs, prefix = torch.cat([start, inputs], dim=1), 1
-        shape = self.config.transformer
-        rotary = rotary_table(rows, cols, shape.head_dim, shape.rope_base, prefix)
-        rotary = rotary[: inputs.shape[1]].to(inputs.device)
-        return self.write(self.transformer(inputs, rotary))
+        return self.write(self.transformer(inputs, self._rotary(rows, cols, prefix, inputs)))
 
     def regularise(
         self, encoded: Encoded, weight: float, generator: torch.Generator | None = None
@@ -148,6 +146,15 @@ class CausalPredictor(nn.Module):
         if self._divides(encoded):
             loss = loss / variance.clamp_min(1e-6)
         return CausalLoss(loss, mse, 1 - mse / variance.clamp_min(1e-12), variance)
+
+    def _rotary(self, rows: int, cols: int, prefix: int, like: Tensor) -> Tensor:
+        """The table of a grid, made once on each device: making it would stall a GPU every step."""
+        key = (rows, cols, like.device)
+        if key not in self._tables:
+            shape = self.config.transformer
+            table = rotary_table(rows, cols, shape.head_dim, shape.rope_base, prefix)
+            self._tables[key] = table.to(like.device)
+        return self._tables[key]
 
     def _latents(self, encoded: Encoded) -> Latents:
         return {

@@ -42,7 +42,7 @@ def count_flops(
     """Counts one step on pictures of ``size`` pixels a side."""
     with torch.device("meta"):
         tokenizer, critic = Tokenizer(model), Critic(losses.critic)
-        predictor = CausalPredictor(causal, _channels(model, causal))
+        predictor = CausalPredictor(causal, channels_read(model, causal))
     codec = with_critic = with_causal = _count(tokenizer, perceptual, losses, size)
     if losses.critic.weight:
         with_critic = _count(tokenizer, perceptual, losses, size, critic=critic)
@@ -65,7 +65,8 @@ def equal_steps(steps: int, flops: StepFlops, losses: LossConfig) -> int:
     return max(1, low)
 
 
-def _channels(model: TokenizerConfig, causal: CausalConfig) -> int:
+def channels_read(model: TokenizerConfig, causal: CausalConfig) -> int:
+    """Channels of the latents that the causal predictor reads and predicts."""
     encoder = causal.space == "encoder"
     return model.codec.latent_channels if encoder else model.quantizer.dim
 

@@ -9,11 +9,8 @@ HIDDEN_R2 = 0.1
 
 @dataclass(frozen=True)
 class Measures:
-    """A trained tokenizer's numbers, measured alike for every arm."""
+    """How predictable a trained tokenizer's latents are, measured alike for every arm."""
 
-    code_usage: float
-    """Share of codes that occur, 0 to 1."""
-    code_perplexity: float
     latent_variance: float
     r2_latents: float
     """R² of a fresh probe that reads latents."""
@@ -21,23 +18,27 @@ class Measures:
     """R² of a fresh probe that reads codes."""
 
 
-def collapse_of(measures: Measures) -> list[str]:
-    """Warnings about a codebook or latents that carry too little."""
+def collapse_of(usage: float | None, perplexity: float | None, variance: float | None) -> list[str]:
+    """Warnings about a codebook or latents that carry too little.
+
+    ``usage`` is the share of codes that occur, ``perplexity`` that of the codes, ``variance`` the
+    latents'; one that was not measured is ``None`` and raises no warning.
+    """
     found = []
-    if measures.code_usage < 0.1:
+    if usage is not None and usage < 0.1:
         found.append(
-            f"codebook collapse: only {measures.code_usage:.1%} of the codes occur; train longer, "
-            "set model.quantizer.revive_after, or take fewer codes"
+            f"codebook collapse: only {usage:.1%} of the codes occur; train longer, set "
+            "model.quantizer.revive_after, or take fewer codes"
         )
-    elif measures.code_perplexity < 4:
+    elif perplexity is not None and perplexity < 4:
         found.append(
-            f"codebook collapse: the codes used are as few as {measures.code_perplexity:.1f} equal "
-            "ones; lower the learning rate or set model.quantizer.revive_after"
+            f"codebook collapse: the codes used are as few as {perplexity:.1f} equal ones; lower "
+            "the learning rate or set model.quantizer.revive_after"
         )
-    if measures.latent_variance < 1e-4:
+    if variance is not None and variance < 1e-4:
         found.append(
-            f"latent collapse: latents vary by {measures.latent_variance:.1e} only; all pictures "
-            "look alike to the encoder; lower causal.weight"
+            f"latent collapse: latents vary by {variance:.1e} only; all pictures look alike to "
+            "the encoder; lower causal.weight"
         )
     return found
 

@@ -83,7 +83,7 @@ class Tokenizer(nn.Module):
 
     @torch.inference_mode()
     def tokens_of(self, images: Image) -> Tokens:
-        """Tokens of pictures in [-1, 1], on a grid in raster order; equal for any batch size.
+        """Tokens of pictures in [-1, 1] on a grid; equal for any batch size, but for rounding.
 
         Raises:
             UserError: a side is no multiple of ``factor``, or the pictures are not floats.

@@ -19,10 +19,10 @@ from cartok.core.shapes import Image
 from cartok.data.batches import Batch, image_batches
 from cartok.data.pictures import Pictures
 from cartok.data.views import View
-from cartok.frozen import PerceptualDistance
+from cartok.frozen import teacher
 from cartok.tokenizer.causal import CausalConfig, CausalLoss, CausalPredictor
 from cartok.tokenizer.codec import parameter_count
-from cartok.tokenizer.cost import count_flops, equal_steps
+from cartok.tokenizer.cost import channels_read, count_flops, equal_steps
 from cartok.tokenizer.critic import Critic
 from cartok.tokenizer.losses import LossConfig, codec_terms, critic_terms
 from cartok.tokenizer.model import Encoded, Tokenizer, TokenizerConfig
@@ -51,6 +51,8 @@ class TokenizerRun:
     seed: int = 0
 
     def __post_init__(self):
+        if self.seed < 0 or self.workers < 0:
+            raise ValueError(f"seed and workers must not be negative: {self.seed}, {self.workers}")
         size, factor, critic = self.view.size, self.model.codec.factor, self.losses.critic
         if size % factor or size < 2 * factor:
             raise ValueError(
@@ -121,6 +123,8 @@ class TokenizerJob:
 
     def after_step(self, outcomes: list[Forward], step: int) -> None:
         """Tells the quantizer what the whole batch, on all ranks, made of its codes."""
+        if not self.config.model.quantizer.revive_after:
+            return  # nothing is moved, so the ranks need not tell each other
         seen = [outcome.encoded.quantized.statistics for outcome in outcomes]
         counts = torch.stack([statistics.counts for statistics in seen]).sum(0)
         candidates = torch.cat([statistics.candidates for statistics in seen])
@@ -150,17 +154,16 @@ class TokenizerJob:
         return self.config.losses.critic.weight > 0
 
     def _causal(self) -> CausalPredictor | None:
-        causal, model = self.config.causal, self.config.model
+        causal = self.config.causal
         if not causal.is_used:
             return None
-        encoder = causal.space == "encoder"
-        channels = model.codec.latent_channels if encoder else model.quantizer.dim
+        channels = channels_read(self.config.model, causal)
         return self.world.shard(CausalPredictor(causal, channels))
 
     def _perceptual(self) -> nn.Module | None:
         if not self.config.losses.perceptual:
             return None
-        return PerceptualDistance().to(self.world.device)
+        return teacher().to(self.world.device)
 
     def _phases(self) -> tuple[Phase, ...]:
         config = self.config
