@@ -194,7 +194,8 @@ class _Fit:
         self.values |= fresh
         self.run.log(step, fresh)
         value = fresh.get(self.config.best, math.inf)
-        improved = value < self.best  # false for NaN
+        # Ranks may differ in the last digit, but must save together; false for NaN.
+        improved = self.world.any(self.world.is_main and value < self.best)
         self.best = value if improved else self.best
         return improved
 

@@ -31,7 +31,8 @@ class World:
     def join(cls, device: str = "auto") -> "World":
         """Joins the world that ``torchrun`` describes, or makes one of a single process.
 
-        ``auto`` takes a GPU when there is one: CUDA, then Apple's MPS, then the CPU.
+        ``auto`` takes a CUDA GPU when there is one, else the CPU; MPS, which nobody has tried, only
+        when it is named.
 
         Raises:
             UserError: the named device is not there; the other processes do not come.
@@ -115,8 +116,7 @@ def _meet(size: int, backend: str) -> None:
 
 def _device(name: str, local_rank: int) -> torch.device:
     if name == "auto":
-        mps = torch.backends.mps.is_available()
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     known = re.fullmatch(r"cpu|cuda(:\d+)?|mps", name)
     if not known:
         raise UserError(f"--device is auto, cpu, cuda, cuda:N or mps, but got '{name}'")

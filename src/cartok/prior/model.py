@@ -135,7 +135,9 @@ class Prior(nn.Module):
             UserError: there is no prior, or its weights are damaged or do not fit its config.
         """
         stored = load_model(source, kind="prior")
-        prior = cls(config_of(PriorConfig, stored.config), **stored.extra)
+        digest, classes = (stored.extra.get(key) for key in ("tokenizer_digest", "classes"))
+        config = config_of(PriorConfig, stored.config)
+        prior = cls(config, tokenizer_digest=digest or "", classes=classes or ())
         put_tensors(prior, stored.tensors, f"the prior of {source}")
         return prior.eval()
 
