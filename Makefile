@@ -7,15 +7,15 @@ UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 .PHONY: demo test lint lock
 
 demo: $(UV)  ## the whole pipeline on embedded photographs; a second call goes on or shows the end
-	$(UV) run --quiet cartok demo --resume
+	$(UV) run cartok demo --resume
 
 test: $(UV)  ## all tests
-	$(UV) run --quiet pytest
+	$(UV) run pytest
 
 lint: $(UV)  ## format, lint and types
-	$(UV) run --quiet ruff format --check .
-	$(UV) run --quiet ruff check .
-	$(UV) run --quiet ty check src
+	$(UV) run ruff format --check .
+	$(UV) run ruff check .
+	$(UV) run ty check src
 
 lock: $(UV)  ## rewrites requirements.lock, hashes and no hosts, from pyproject.toml
 	$(UV) export --quiet --all-extras --all-groups --format requirements.txt \

@@ -88,7 +88,10 @@ def test_easier_tokens_that_say_less_are_not_praised(judged):
 
 def test_what_the_run_cannot_show_is_always_said(judged):
     _, texts = judged()
-    assert "one seed, 350 tokenizer steps, 5 minutes, pictures of 32 pixels" in texts["Not shown"]
+    assert (
+        "one seed, 350 tokenizer steps, 5 minutes of computing, pictures of 32 pixels"
+        in texts["Not shown"]
+    )
     assert "nothing here confirms or refutes it" in texts["Not shown"]
     assert texts["Indicative"].startswith("rFD, rKD, gFD, gKD rest on few pictures (576 against 1,")
 

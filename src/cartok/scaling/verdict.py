@@ -140,7 +140,8 @@ def _scope(rows: Rows, about: dict[str, Any]) -> str:
         facts.append(f"{shown(steps.cells['baseline'].value)} tokenizer steps")
     if seconds and seconds.total is not None:
         minutes = seconds.total / 60
-        facts.append(f"{minutes:.0f} minutes" if minutes >= 10 else f"{minutes:.2g} minutes")
+        length = f"{minutes:.0f}" if minutes >= 10 else f"{minutes:.2g}"
+        facts.append(f"{length} minutes of computing")
     if about.get("size"):
         facts.append(f"pictures of {about['size']} pixels")
     return (
