@@ -1,8 +1,13 @@
+import errno
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from cartok import verbs
 from cartok.__main__ import VERBS, main
 
 
@@ -27,11 +32,19 @@ def test_the_version_is_that_of_the_package(capsys):
     ("arguments", "said"),
     [
         (["tran-tokenizer"], "did you mean 'train-tokenizer'?"),
-        (["train-tokenizer"], "needs a recipe or --config FILE"),
+        (["train-tokenizer"], "needs a recipe or --config FILE, but got neither"),
         (["train-tokenizer", "causal-61k"], "did you mean 'causal-16k'?"),
         (["train-prior", "775"], "did you mean '775m'?"),
         (["inspect", "nowhere"], "nowhere"),
         (["demo", "--device", "gpu"], "--device"),
+        (["inspect", "photos", "--num", "0"], "1 picture or more, but got 0"),
+        (["demo", "--resume", "--overwrite"], "give one"),
+        (["train-tokenizer", "causal-toy", "--resume", "--overwrite"], "give one"),
+        (
+            ["train-prior", "toy", "--config", "c.json"],
+            "a recipe or --config FILE, but got both toy and c.json",
+        ),
+        (["train-tokenizer", "--config=c.json", "causal-toy"], "but got both"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_two(arguments, said, capsys, tmp_path, monkeypatch):
@@ -77,3 +90,126 @@ def test_inspect_describes_the_embedded_photographs(capsys, tmp_path):
     assert main(["inspect", "photos", "--sheet", str(sheet)]) == 0
     assert "coffee" in capsys.readouterr().out
     assert sheet.exists()
+
+
+def one_line(capsys):
+    """The only line of standard error."""
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_the_summaries_promise_what_the_verbs_do(capsys):
+    main(["--help"])
+    assert "tokens, holds" not in capsys.readouterr().out
+
+
+def test_inspect_makes_a_sheet_of_what_is_readable(capsys, tmp_path):
+    for seed in range(9):
+        noise = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{seed}.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    sheet = tmp_path / "sheets" / "sheet.png"
+    assert main(["inspect", str(tmp_path), "--sheet", str(sheet)]) == 0
+    assert "1 of 10 files" in capsys.readouterr().out
+    with Image.open(sheet) as picture:
+        assert picture.size == (8 * 96, 2 * 110)
+
+
+def test_a_sheet_below_a_file_is_refused_before_anything_is_read(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert main(["inspect", "photos", "--sheet", str(tmp_path / "file" / "x.png")]) == 2
+    printed = capsys.readouterr()
+    assert "is a file; name another" in printed.err
+    assert not printed.out
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC])
+def test_a_failure_of_the_file_system_is_one_line(code, capsys, monkeypatch):
+    def fail(arguments):
+        raise OSError(code, "words of the system", "some/file")
+
+    monkeypatch.setattr(verbs, "report", fail)
+    assert main(["report", "runs"]) == 2
+    line = one_line(capsys)
+    assert "words of the system: 'some/file'; check the path" in line
+
+
+def test_resume_goes_on_with_a_demo(tmp_path, monkeypatch):
+    from cartok.core.files import write_json
+    from cartok.lab import demo
+
+    calls = []
+    monkeypatch.setattr(demo, "run_demo", lambda *arguments: calls.append(arguments))
+    config = demo.DemoConfig(seed=3, minutes=0.5)
+    write_json(tmp_path / "demo.json", demo.dict_of(config))
+    assert main(["resume", str(tmp_path), "--device", "cpu"]) == 0
+    ((stored, launch, _),) = calls
+    assert stored == config
+    assert (launch.out, launch.device, launch.resume, launch.overwrite) == (
+        tmp_path, "cpu", True, False
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo"],
+        ["inspect", "photos"],
+        ["extract", "--tokenizer", "t", "--out", "o"],
+        ["sample", "--prior", "p", "--tokenizer", "t", "--out", "o"],
+        ["score", "a", "b"],
+        ["report", "runs"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_what_runs_in_one_process_refuses_ranks(arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert "runs in one process, but there are 2; start it without torchrun" in one_line(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def rank(monkeypatch):
+    """A function that makes this process one of two; gives back who has left the group."""
+    from cartok.core.parallel import World
+
+    def rank(number):
+        left = []
+        joined = classmethod(lambda cls, device="auto": World(rank=number, size=2))
+        monkeypatch.setattr(World, "join", joined)
+        monkeypatch.setattr(World, "leave", lambda world: left.append(world.rank))
+        return left
+
+    return rank
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_main_rank_alone_speaks_and_every_rank_leaves(number, rank, capsys, monkeypatch):
+    from cartok.lab import stages
+
+    def train(config, launch, progress):
+        progress.say("step 1")
+        return SimpleNamespace(folder="runs/it")
+
+    left = rank(number)
+    monkeypatch.setattr(stages, "run_tokenizer", train)
+    assert main(["train-tokenizer", "causal-toy"]) == 0
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == (("runs/it\n", "step 1\n") if number == 0 else ("", ""))
+    assert left == [number]
+
+
+def test_a_rank_leaves_when_its_training_fails(rank, capsys, tmp_path):
+    left = rank(1)
+    assert main(["resume", str(tmp_path / "nowhere")]) == 2
+    assert "no such file" in one_line(capsys)
+    assert left == [1]
+
+
+def test_a_demo_is_not_resumed_on_ranks(rank, capsys, tmp_path):
+    rank(0)
+    (tmp_path / "demo.json").write_text("{}")
+    assert main(["resume", str(tmp_path)]) == 2
+    assert "resume without torchrun" in one_line(capsys)

@@ -1,5 +1,6 @@
 """The command line: one verb per step. ``cartok --help`` answers without importing torch."""
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,16 +12,18 @@ class Verb:
 
     name: str
     summary: str
+    on_ranks: bool = False
+    """``torchrun`` may start it; of any other verb all ranks would write the same files."""
 
 
 VERBS = (
     Verb("demo", "the whole way on embedded photographs, or on --data PATH, in minutes"),
-    Verb("inspect", "what a data set of pictures, or a folder of tokens, holds"),
-    Verb("recipes", "every recipe, one line each"),
-    Verb("train-tokenizer", "stage 1: pictures to a tokenizer"),
+    Verb("inspect", "what a data set of pictures holds"),
+    Verb("recipes", "every recipe, one line each", on_ranks=True),
+    Verb("train-tokenizer", "stage 1: pictures to a tokenizer", on_ranks=True),
     Verb("extract", "a tokenizer and pictures to token shards"),
-    Verb("train-prior", "stage 2: token shards to a prior"),
-    Verb("resume", "go on with a run that was stopped"),
+    Verb("train-prior", "stage 2: token shards to a prior", on_ranks=True),
+    Verb("resume", "go on with a run that was stopped", on_ranks=True),
     Verb("sample", "a prior and its tokenizer to new pictures"),
     Verb("score", "how far pictures are from reference pictures"),
     Verb("report", "a page for a demo or for runs"),
@@ -45,6 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
         close = difflib.get_close_matches(arguments[0], [v.name for v in VERBS], n=1, cutoff=0.4)
         hint = f"did you mean '{close[0]}'?" if close else "see cartok --help"
         return _refuse(f"there is no verb '{arguments[0]}'; {hint}")
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1" and not verb.on_ranks:
+        return _refuse(
+            f"{verb.name} runs in one process, but there are {size}; start it without torchrun"
+        )
     return _run(verb, arguments[1:])
 
 
@@ -66,6 +74,11 @@ def _run(verb: Verb, arguments: list[str]) -> int:
         return _refuse("interrupted; a run goes on with: cartok resume RUN", code=130)
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
         sys.stderr.close()
+    except OSError as error:  # a full or read-only disk, a file where a folder should be
+        return _refuse(
+            f"files must be readable and writable, but {error}; "
+            "check the path, its permissions and the free space"
+        )
     return 0
 
 

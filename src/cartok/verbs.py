@@ -55,8 +55,7 @@ def demo(arguments: list[str]) -> None:
 
 def inspect(arguments: list[str]) -> None:
     """Describes a data set and writes a contact sheet."""
-    from cartok.data.images import open_pictures
-    from cartok.data.survey import contact_sheet, describe, survey
+    from cartok.data.survey import check_sheet, contact_sheet, describe, survey
 
     @dataclass(frozen=True)
     class Inspect:
@@ -65,13 +64,15 @@ def inspect(arguments: list[str]) -> None:
         data: First[str]
         """'photos', a folder or parquet of pictures, or 'hub:owner/name'."""
         sheet: Path = Path("contact-sheet.png")
-        """Where the sheet goes."""
+        """Where the sheet goes; a PNG that is there is replaced."""
         num: int = 64
         """Pictures on it."""
 
     chosen = _parse(Inspect, arguments, "inspect")
-    print(describe(survey(chosen.data)))
-    contact_sheet(open_pictures(chosen.data, "all"), chosen.sheet, num=chosen.num)
+    check_sheet(chosen.sheet, chosen.num)
+    found = survey(chosen.data, _progress())
+    print(describe(found))
+    contact_sheet(found.pictures, chosen.sheet, num=chosen.num)
     print(f"contact sheet: {chosen.sheet}")
 
 
@@ -105,7 +106,7 @@ def train_tokenizer(arguments: list[str]) -> None:
 
     chosen = _with_recipe(TrainTokenizer, TokenizerRun, TOKENIZERS, arguments, "train-tokenizer")
     launch = Launch(chosen.out, chosen.device, chosen.resume, chosen.overwrite)
-    print(run_tokenizer(chosen.config, launch, _progress()).folder)
+    _train(lambda progress: run_tokenizer(chosen.config, launch, progress), launch.device)
 
 
 def train_prior(arguments: list[str]) -> None:
@@ -122,7 +123,7 @@ def train_prior(arguments: list[str]) -> None:
 
     chosen = _with_recipe(TrainPrior, PriorRun, PRIORS, arguments, "train-prior")
     launch = Launch(chosen.out, chosen.device, chosen.resume, chosen.overwrite)
-    print(run_prior(chosen.config, launch, _progress()).folder)
+    _train(lambda progress: run_prior(chosen.config, launch, progress), launch.device)
 
 
 def extract(arguments: list[str]) -> None:
@@ -161,19 +162,28 @@ def extract(arguments: list[str]) -> None:
 
 def resume(arguments: list[str]) -> None:
     """Goes on with a run."""
-    from cartok.lab.stages import resume as go_on
+    from cartok.core.parallel import World
+    from cartok.lab import stages
+    from cartok.lab.demo import DemoConfig, run_demo
 
     @dataclass(frozen=True)
     class Resume:
-        """Go on with a run that was stopped."""
+        """Go on with a run, or a demo, that was stopped."""
 
         run: First[Path]
-        """The run's folder."""
+        """Its folder."""
         device: str = "auto"
         """auto, cpu, cuda, cuda:N or mps."""
 
     chosen = _parse(Resume, arguments, "resume")
-    print(go_on(chosen.run, chosen.device, _progress()).folder)
+    path = chosen.run / "demo.json"
+    if not path.exists():
+        _train(lambda progress: stages.resume(chosen.run, chosen.device, progress), chosen.device)
+    elif World.join(chosen.device).size > 1:
+        raise UserError("a demo runs in one process, but there are more; resume without torchrun")
+    else:
+        launch = stages.Launch(chosen.run, chosen.device, resume=True)
+        run_demo(read_config(DemoConfig, path), launch, _progress())
 
 
 def sample(arguments: list[str]) -> None:
@@ -255,7 +265,10 @@ def report(arguments: list[str]) -> None:
 def _parse(cls: Callable[..., T], arguments: list[str], verb: str, default: Any = None) -> T:
     # tyro prints a mistyped option with the nearest right ones and exits with 2.
     given = {} if default is None else {"default": default}
-    return tyro.cli(cls, args=arguments, prog=f"cartok {verb}", **given)
+    chosen = tyro.cli(cls, args=arguments, prog=f"cartok {verb}", **given)
+    if isinstance(chosen, _Where) and chosen.resume and chosen.overwrite:
+        raise UserError("--resume goes on and --overwrite starts again, but got both; give one")
+    return chosen
 
 
 def _with_recipe(
@@ -265,13 +278,13 @@ def _with_recipe(
     arguments = list(arguments)
     path = _take_option(arguments, "--config")
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
-    if not path and not name:
-        if {"-h", "--help"} & set(arguments):
-            name = next(iter(table))
-        else:
-            raise UserError(
-                f"cartok {verb} needs a recipe or --config FILE; cartok recipes lists the recipes"
-            )
+    if not path and not name and {"-h", "--help"} & set(arguments):
+        name = next(iter(table))
+    if bool(path) == bool(name):
+        got = f"both {name} and {path}" if name else "neither"
+        raise UserError(
+            f"{verb} needs a recipe or --config FILE, but got {got}; see cartok recipes"
+        )
     base = read_config(config, Path(path)) if path else recipe_of(table, name)
     out = Path("runs") / (name or f"{Path(path).resolve().parent.name}-again")
     return _parse(cls, arguments, f"{verb} {name}".strip(), cls(config=base, out=out))
@@ -287,6 +300,19 @@ def _take_option(arguments: list[str], name: str) -> str:
             del arguments[index]
             return argument.split("=", 1)[1]
     return ""
+
+
+def _train(action: Callable[[Progress], Any], device: str) -> None:
+    """Runs a training on all ranks; the main one alone shows how far it is and names its folder."""
+    from cartok.core.parallel import World
+
+    world = World.join(device)
+    try:
+        run = action(_progress() if world.is_main else Progress())
+        if world.is_main:
+            print(run.folder)
+    finally:
+        world.leave()
 
 
 def _progress() -> Progress:

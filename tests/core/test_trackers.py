@@ -146,3 +146,12 @@ def test_the_last_lines_reach_the_trackers_when_a_training_fails(toy, tmp_path, 
     with pytest.raises(RuntimeError, match="out of memory"):
         toy.fit(job, loop, run)
     assert [step for step, _ in scalars(tmp_path)["codec/rebuild"]] == [1, 2, 3]
+
+
+def test_a_name_holds_nothing_of_what_lies_above_the_run(tmp_path, service):
+    calls = service("wandb")
+    run = Run.open(tmp_path / "alice" / "demo" / "causal", TrackedConfig(), kind="toy")
+    run.start_log(0, ("wandb",))
+    (name,) = names_of(calls)
+    assert name.startswith("demo-causal-")
+    assert len(name.split("-")) == 3

@@ -1,11 +1,13 @@
 import shutil
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cartok.core.errors import UserError
-from cartok.data.images import open_pictures
+from cartok.data import images
+from cartok.data.images import open_pictures, open_splits
 from cartok.data.pictures import largest_crop
 
 
@@ -192,7 +194,7 @@ def test_too_many_small_pictures_are_refused_with_a_crop_that_fits(fill):
     fill("flat", [f"s{i:02d}.png" for i in range(37)], size=(70, 40))
     line = refused(root, "all", size=64)
     assert "99 % of the short sides must hold the crop of 64 px" in line
-    assert "37 of 100 do not; use --size 32" in line
+    assert "37 of 100 do not; use a crop of 32 px or less" in line
 
 
 @pytest.mark.parametrize(("side", "crop"), [(32, 32), (47, 32), (48, 48), (200, 64)])
@@ -246,3 +248,59 @@ def test_a_subset_keeps_labels_and_pictures_together(two_classes):
     assert some.labels.tolist() == [1, 0]
     assert some.read(0).tobytes() == pictures.read(25).tobytes()
     assert some.digest != pictures.digest
+
+
+def test_both_splits_opened_together_are_those_opened_one_by_one(two_classes, fill):
+    names = [f"{part}/{name}/{i}.png" for part in ("train", "val") for name in "ab" for i in (0, 1)]
+    for source, size in ((two_classes, 32), (two_classes, None), (fill("split", names), 32)):
+        both = open_splits(source, size=size)
+        assert list(both) == ["train", "val"]
+        for split, pictures in both.items():
+            alone = open_pictures(source, split, size=size)
+            assert pictures.digest == alone.digest
+            assert pictures.labels.tolist() == alone.labels.tolist()
+            assert pixels(pictures) == pixels(alone)
+
+
+def test_both_splits_opened_together_list_and_hash_once(two_classes, monkeypatch):
+    calls = []
+    for name in ("listing_of", "headers_of", "content_key"):
+        real = getattr(images, name)
+
+        def counted(*arguments, name=name, real=real):
+            calls.append(name)
+            return real(*arguments)
+
+        monkeypatch.setattr(images, name, counted)
+    open_splits(two_classes)
+    assert [calls.count(name) for name in ("listing_of", "headers_of", "content_key")] == [1, 1, 40]
+
+
+def test_a_split_with_too_many_broken_files_is_refused_when_both_are_opened(fill):
+    root = fill("split", [f"{part}/a/{i}.png" for part in ("train", "val") for i in (0, 1)])
+    (root / "val" / "a" / "2.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"1 of 3 are: val/a/2\.png"):
+        open_splits(root)
+
+
+def test_contents_are_hashed_by_threads(two_classes, monkeypatch):
+    seen, real = set(), images.content_key
+
+    def watched(store, row):
+        seen.add(threading.current_thread())
+        return real(store, row)
+
+    monkeypatch.setattr(images, "content_key", watched)
+    open_pictures(two_classes, "train")
+    assert threading.main_thread() not in seen
+
+
+@pytest.mark.parametrize("num", [0, 1, 64, 200])
+def test_rows_taken_by_threads_keep_their_order(num):
+    told = []
+    found = images.each_row(
+        lambda row: row * row, np.arange(num), lambda done, words: told.append(done)
+    )
+    assert found == [row * row for row in range(num)]
+    assert told == sorted(told)
+    assert told[-1:] == ([num] if num else [])

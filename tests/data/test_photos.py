@@ -79,7 +79,7 @@ def test_larger_crops_are_cut_when_asked_for():
 
 
 def test_a_crop_larger_than_the_tiles_is_refused():
-    with pytest.raises(UserError, match=r"100 px is more than .* use --size 64 or less"):
+    with pytest.raises(UserError, match=r"100 px is more than .* use a crop of 64 px or less"):
         open_pictures("photos", "train", size=100)
 
 
@@ -88,3 +88,8 @@ def test_a_photograph_that_is_not_installed_is_named(monkeypatch):
     photos.photo_listing.cache_clear()
     with pytest.raises(UserError, match="the photograph 'cat' comes with no_such_package"):
         open_pictures("photos", "train", size=8)
+
+
+def test_a_crop_too_small_to_show_anything_is_refused():
+    with pytest.raises(UserError, match="none of 1 px does; use a larger crop"):
+        open_pictures("photos", "train", size=1)

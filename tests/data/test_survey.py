@@ -1,10 +1,13 @@
 import shutil
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cartok.core.errors import UserError
+from cartok.core.progress import Progress
+from cartok.data import survey as survey_module
 from cartok.data.images import open_pictures
 from cartok.data.survey import Extent, contact_sheet, describe, survey
 
@@ -78,3 +81,77 @@ def test_a_contact_sheet_shows_every_class(two_classes, tmp_path):
     red = (sheet[:96] == (255, 0, 0)).all(axis=(0, 2)).reshape(8, 96).all(axis=1)
     assert red.tolist() == [False] * 4 + [True] * 4
     assert (sheet[96:] < 128).any()  # the names
+
+
+def test_a_survey_keeps_what_can_be_decoded_for_the_sheet(messy, tmp_path):
+    found = survey(messy)
+    assert len(found.pictures) == 10
+    assert {fault.name for fault in found.pictures.skipped} == {
+        "train/dog/3.png", "train/dog/4.png"
+    }  # fmt: skip
+    contact_sheet(found.pictures, tmp_path / "sheet.png")
+    assert size_of(tmp_path / "sheet.png") == (8 * 96, 2 * 110)
+
+
+def size_of(path):
+    with Image.open(path) as picture:
+        return picture.size
+
+
+class Told:
+    """Keeps what progress says."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(("say", text))
+
+    def open(self, name, total):
+        self.lines.append(("open", name, total))
+
+    def tick(self, name, done, words):
+        self.lines.append(("tick", name, done))
+
+    def close(self, name, is_done):
+        self.lines.append(("close", name, is_done))
+
+
+def test_a_survey_decodes_by_threads_and_says_how_far_it_is(two_classes, monkeypatch):
+    seen, told, real = set(), Told(), survey_module.rgb_of
+
+    def watched(picture):
+        seen.add(threading.current_thread())
+        return real(picture)
+
+    monkeypatch.setattr(survey_module, "rgb_of", watched)
+    survey(two_classes, Progress(sink=told))
+    assert threading.main_thread() not in seen
+    assert told.lines == [
+        ("open", "pictures", 40), ("tick", "pictures", 40), ("close", "pictures", True)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("num", [0, -3])
+def test_a_sheet_of_no_pictures_is_refused(two_classes, tmp_path, num):
+    with pytest.raises(UserError, match="1 picture or more"):
+        contact_sheet(open_pictures(two_classes, "all"), tmp_path / "sheet.png", num=num)
+
+
+def test_a_sheet_of_nothing_readable_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("no picture")
+    with pytest.raises(UserError, match="none can be read"):
+        contact_sheet(survey(tmp_path).pictures, tmp_path / "sheet.png")
+
+
+def test_a_sheet_replaces_a_png_and_nothing_else(two_classes, tmp_path):
+    sheet, text = tmp_path / "sheet.png", tmp_path / "notes.txt"
+    pictures = open_pictures(two_classes, "all")
+    contact_sheet(pictures, sheet, num=1)
+    contact_sheet(pictures, sheet, num=9)
+    assert size_of(sheet) == (8 * 96, 2 * 110)
+    text.write_text("precious")
+    for path in (text, tmp_path, text / "below" / "sheet.png"):
+        with pytest.raises(UserError, match="name another"):
+            contact_sheet(pictures, path, num=1)
+    assert text.read_text() == "precious"

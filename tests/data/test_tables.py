@@ -126,7 +126,7 @@ def test_a_hub_data_set_is_what_its_loader_returns(parquet, monkeypatch):
 
 def test_without_the_package_a_hub_data_set_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"needs the package 'datasets'.*cartok\[hub\]"):
+    with pytest.raises(UserError, match=r"needs the package 'datasets'.*: uv sync --extra hub"):
         open_pictures("hub:some/one", "train")
 
 
@@ -149,3 +149,12 @@ def test_the_real_loader_opens_a_local_folder(parquet, tmp_path, monkeypatch):
     pictures = open_pictures(f"hub:{folder}", "train")
     assert pictures.classes == ("bee", "dog")
     assert pictures.read(0).size == (32, 32)
+
+
+@pytest.mark.parametrize("about", ["{", "[]", '{"info": {"features": 3}}'])
+def test_damaged_metadata_is_refused_in_one_line(tmp_path, about):
+    table = pa.table({"image": [b"x"]}).replace_schema_metadata({"huggingface": about})
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=r"that of train\.parquet is damaged") as caught:
+        open_pictures(tmp_path, "train")
+    assert "\n" not in str(caught.value)

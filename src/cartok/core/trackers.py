@@ -61,10 +61,13 @@ class Service:
 
 
 def _lasting_name(folder: Path, service: str, start: int) -> str:
-    """The same for a run that goes on, another for one that starts again in the same folder."""
+    """The same for a run that goes on, another for one that starts again in the same folder.
+
+    It holds the folder's name and its parent's: what lies above may name the user.
+    """
     path = folder / "trackers" / f"{service}.txt"
     if start <= 1 or not path.exists():
-        write_text(path, "-".join([*folder.resolve().parts[1:][-3:], uuid.uuid4().hex[:8]]))
+        write_text(path, "-".join([*folder.resolve().parts[1:][-2:], uuid.uuid4().hex[:8]]))
     return path.read_text(encoding="utf-8")
 
 

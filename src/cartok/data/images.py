@@ -6,16 +6,18 @@ Opening reads headers, not pixels. What cannot be used is counted, named and ski
 
 import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int
 from PIL import Image
 
 from cartok.core.errors import UserError
+from cartok.core.progress import Tick
 from cartok.data.folder import files_below, folder_listing
 from cartok.data.listing import NO_CLASS, Listing
 from cartok.data.photos import photo_listing
@@ -27,8 +29,10 @@ Split = Literal["train", "val", "all"]
 """``all`` is every picture, split or not: for scoring and inspecting."""
 
 
+T = TypeVar("T")
+
 # Threads hide the latency of network disks; pieces keep the queue short for millions of files.
-_THREADS, _PIECE = 8, 512
+_THREADS, _PIECE = 8, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +71,31 @@ def open_pictures(source: str | Path, split: Split, *, size: int | None = None) 
             has a single picture and a tenth must be held out.
     """
     listing = listing_of(source, size)
-    headers = headers_of(listing, _rows_to_scan(listing, split))
-    faults = headers.faults
-    stop_if_many(faults, len(headers.rows) + len(faults))
-    if not len(headers.rows):
-        raise UserError(f"data must hold pictures, but {source} has none; check the path")
+    headers = _usable_headers(listing, split, source)
     keep = np.ones(len(headers.rows), dtype=bool)
     if listing.held is None and split != "all":
         keep = held_out(listing, headers.rows) == (split == "val")
-    if size is not None:
-        stop_if_small(headers.short_sides[keep], size)
-        small = keep & (headers.short_sides < size)
-        names = [listing.store.name_of(int(row)) for row in headers.rows[small]]
-        faults = faults + [Fault(name, f"short side below {size} px") for name in names]
-        keep &= ~small
-    return _pictures(listing, headers, keep, faults)
+    return _large_enough(listing, headers, keep, size)
+
+
+def open_splits(
+    source: str | Path, *, size: int | None = None
+) -> dict[Literal["train", "val"], Pictures]:
+    """Both splits of a source, as ``open_pictures`` opens each, but listed and hashed once.
+
+    Raises:
+        UserError: either split cannot be opened; see ``open_pictures``.
+    """
+    listing = listing_of(source, size)
+    splits: tuple[Literal["train", "val"], ...] = ("train", "val")
+    if listing.held is not None:
+        found = {split: _usable_headers(listing, split, source) for split in splits}
+        keep = {split: np.ones(len(found[split].rows), dtype=bool) for split in splits}
+    else:
+        found = dict.fromkeys(splits, _usable_headers(listing, "all", source))
+        held = held_out(listing, found["val"].rows)
+        keep = {"train": ~held, "val": held}
+    return {split: _large_enough(listing, found[split], keep[split], size) for split in splits}
 
 
 def listing_of(source: str | Path, size: int | None = None) -> Listing:
@@ -113,11 +127,7 @@ def listing_of(source: str | Path, size: int | None = None) -> Listing:
 
 def headers_of(listing: Listing, rows: Int[np.ndarray, " row"]) -> Headers:
     """Reads the headers of some rows, in their order, and finds out which are readable."""
-    pieces = [rows[start : start + _PIECE] for start in range(0, len(rows), _PIECE)]
-    Image.init()  # loads every decoder once, before threads race to
-    with ThreadPoolExecutor(_THREADS) as pool:
-        parts = pool.map(lambda piece: [_header(listing, int(row)) for row in piece], pieces)
-        found = [header for part in parts for header in part]
+    found = each_row(lambda row: _header(listing, row), rows)
     good = [header for header in found if isinstance(header, _Header)]
     return Headers(
         rows=np.array([header.row for header in good], dtype=np.int64),
@@ -126,6 +136,24 @@ def headers_of(listing: Listing, rows: Int[np.ndarray, " row"]) -> Headers:
         signatures=[header.signature for header in good],
         faults=[header for header in found if isinstance(header, Fault)],
     )
+
+
+def each_row(
+    function: Callable[[int], T], rows: Int[np.ndarray, " row"], tick: Tick | None = None
+) -> list[T]:
+    """The function's value for every row, in their order, found by a few threads.
+
+    ``tick`` is told now and then how many rows are done.
+    """
+    pieces = [rows[start : start + _PIECE] for start in range(0, len(rows), _PIECE)]
+    found: list[T] = []
+    Image.init()  # loads every decoder once, before threads race to
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for part in pool.map(lambda piece: [function(int(row)) for row in piece], pieces):
+            found += part
+            if tick:
+                tick(len(found), "")
+    return found
 
 
 def held_out(listing: Listing, rows: Int[np.ndarray, " row"]) -> Bool[np.ndarray, " row"]:
@@ -138,7 +166,7 @@ def held_out(listing: Listing, rows: Int[np.ndarray, " row"]) -> Bool[np.ndarray
         UserError: a class has one picture (or copies of one), so it cannot be on both sides.
     """
     classes_of: dict[str, set[int]] = defaultdict(set)
-    keys = [content_key(listing.store, int(row)) for row in rows]
+    keys = each_row(lambda row: content_key(listing.store, row), rows)
     for key, label in zip(keys, listing.labels[rows], strict=True):
         classes_of[key].add(int(label))
     left = Counter(label for labels in classes_of.values() for label in labels)
@@ -151,6 +179,48 @@ def held_out(listing: Listing, rows: Int[np.ndarray, " row"]) -> Bool[np.ndarray
             held.add(key)
             left.subtract(classes_of[key])
     return np.array([key in held for key in keys])
+
+
+def pictures_of(
+    listing: Listing, headers: Headers, keep: Bool[np.ndarray, " readable"], faults: list[Fault]
+) -> Pictures:
+    """The pictures of the readable rows that are kept; ``faults`` names those that are not."""
+    rows = headers.rows[keep]
+    labels = listing.labels[rows]
+    kept = np.flatnonzero(keep)
+    content = hashlib.sha256(repr(listing.classes).encode())
+    content.update("\n".join(headers.signatures[i] for i in kept).encode())
+    content.update(labels.astype("<i8").tobytes())
+    return Pictures(
+        store=listing.store,
+        rows=rows,
+        labels=labels,
+        classes=listing.classes,
+        sizes=headers.sizes[keep],
+        stored_modes=[headers.modes[i] for i in kept],
+        skipped=faults,
+        digest=content.hexdigest()[:16],
+    )
+
+
+def _usable_headers(listing: Listing, split: Split, source: str | Path) -> Headers:
+    headers = headers_of(listing, _rows_to_scan(listing, split))
+    stop_if_many(headers.faults, len(headers.rows) + len(headers.faults))
+    if not len(headers.rows):
+        raise UserError(f"data must hold pictures, but {source} has none; check the path")
+    return headers
+
+
+def _large_enough(
+    listing: Listing, headers: Headers, keep: np.ndarray, size: int | None
+) -> Pictures:
+    if size is None:
+        return pictures_of(listing, headers, keep, headers.faults)
+    stop_if_small(headers.short_sides, size)
+    small = keep & (headers.short_sides < size)
+    names = [listing.store.name_of(int(row)) for row in headers.rows[small]]
+    faults = [Fault(name, f"short side below {size} px") for name in names]
+    return pictures_of(listing, headers, keep & ~small, headers.faults + faults)
 
 
 def _rows_to_scan(listing: Listing, split: Split) -> np.ndarray:
@@ -180,25 +250,4 @@ def _refuse_single(listing: Listing, num_contents: Counter[int]) -> None:
     raise UserError(
         f"a class needs two different pictures where a tenth is held out, but {owner} has one "
         f"({len(single)} such); add pictures, remove it, or sort pictures into train/ and val/"
-    )
-
-
-def _pictures(
-    listing: Listing, headers: Headers, keep: np.ndarray, faults: list[Fault]
-) -> Pictures:
-    rows = headers.rows[keep]
-    labels = listing.labels[rows]
-    kept = np.flatnonzero(keep)
-    content = hashlib.sha256(repr(listing.classes).encode())
-    content.update("\n".join(headers.signatures[i] for i in kept).encode())
-    content.update(labels.astype("<i8").tobytes())
-    return Pictures(
-        store=listing.store,
-        rows=rows,
-        labels=labels,
-        classes=listing.classes,
-        sizes=headers.sizes[keep],
-        stored_modes=[headers.modes[i] for i in kept],
-        skipped=faults,
-        digest=content.hexdigest()[:16],
     )

@@ -62,7 +62,7 @@ def photo_listing(size: int) -> Listing:
     """Crops of ``size`` px, photograph by photograph, the training crops of each first.
 
     Raises:
-        UserError: the crop is too large for the photographs, or a photograph is not installed.
+        UserError: the crop is too large or too small, or a photograph is not installed.
     """
     crops, names, labels, held = [], [], [], []
     for label, name in enumerate(PHOTOS):
@@ -92,7 +92,7 @@ def read_photo(name: str, size: int) -> PixelGrid:
     if room < size:
         raise UserError(
             f"a crop of the photographs must fit the tiles that are held out, but {size} px is "
-            f"more than the {room} px of '{name}'; use --size 64 or less"
+            f"more than the {room} px of '{name}'; use a crop of 64 px or less, or larger pictures"
         )
     return np.asarray(reduced)
 
@@ -111,6 +111,9 @@ def crops_of(
     """Up to ``count`` crops at different random places, all held out or all for training.
 
     Nearly constant crops are dropped: the black around the retina, empty sky, blurred ground.
+
+    Raises:
+        UserError: nothing is left, as of crops of a single pixel.
     """
     width = photo.shape[1] - size + 1
     held_pixels = _window_sums(held_mask(*photo.shape[:2]), size)
@@ -123,6 +126,11 @@ def crops_of(
             found.append(crop)
         if len(found) == count:
             break
+    if not found:
+        raise UserError(
+            f"a crop of the photographs must show more than one colour, but none of {size} px "
+            "does; use a larger crop"
+        )
     return np.stack(found)
 
 

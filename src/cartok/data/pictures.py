@@ -190,7 +190,9 @@ def stop_if_small(short_sides: Int[np.ndarray, " index"], crop: int) -> None:
 
 def _too_small(short_sides: np.ndarray, crop: int) -> str:
     smaller = [size for size in CROPS if size < crop and crop_fits(short_sides, size)]
-    remedy = f"use --size {smaller[-1]} or larger pictures" if smaller else "use larger pictures"
+    remedy = "use larger pictures"
+    if smaller:
+        remedy = f"use a crop of {smaller[-1]} px or less, or larger pictures"
     below = int((short_sides < crop).sum())
     return (
         f"99 % of the short sides must hold the crop of {crop} px, "

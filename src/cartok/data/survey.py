@@ -4,7 +4,7 @@ Unlike ``open_pictures`` a survey never stops at broken files; it lists them.
 """
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,16 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image, ImageDraw, ImageFont
 
+from cartok.core.errors import UserError
 from cartok.core.files import staged
-from cartok.data.images import Headers, headers_of, listing_of
+from cartok.core.progress import Progress
+from cartok.data.images import each_row, headers_of, listing_of, pictures_of
 from cartok.data.listing import Listing
 from cartok.data.pictures import CROPS, Fault, Pictures, crop_fits
 from cartok.data.stores import reason_of, rgb_of
 
 _THUMBNAIL, _CAPTION, _COLUMNS = 96, 14, 8  # pixels, pixels, thumbnails a row
+_PNG = b"\x89PNG\r\n\x1a\n"  # how every PNG begins
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Survey:
     own), ``classes`` by class and ``modes`` by mode before conversion. ``duplicates`` are groups
     of names whose bytes are equal, ``shared`` how many of those groups lie on both sides of the
     source's own splits. ``single`` are the classes with one picture. ``crop`` is the largest of
-    32, 48 and 64 px that 99 % of the short sides hold, 0 for none.
+    32, 48 and 64 px that 99 % of the short sides hold, 0 for none. ``pictures`` are those that can
+    be decoded, of all splits.
     """
 
     source: str
@@ -61,35 +65,40 @@ class Survey:
     broken: tuple[Fault, ...]
     single: tuple[str, ...]
     crop: int
+    pictures: Pictures
 
 
-def survey(source: str | Path) -> Survey:
-    """Decodes and hashes every picture of a source, all splits together.
+def survey(source: str | Path, progress: Progress | None = None) -> Survey:
+    """Decodes and hashes every picture of a source, all splits together; quiet by default.
 
     Raises:
         UserError: the source does not exist, is empty or is of no known kind.
     """
     listing = listing_of(source)
     headers = headers_of(listing, np.arange(len(listing.store)))
-    undecoded = [_decode_fault(listing, int(row)) for row in headers.rows]
-    good = np.array([not fault for fault in undecoded], dtype=bool)
-    rows, sizes = headers.rows[good], headers.sizes[good]
-    groups = _groups(listing, rows)
-    fitting = [crop for crop in CROPS if len(rows) and crop_fits(sizes.min(axis=1), crop)]
+    with (progress or Progress()).stage("pictures", len(headers.rows)) as tick:
+        found = each_row(lambda row: _hash_of(listing, row), headers.rows, tick)
+    good = np.array([isinstance(result, bytes) for result in found], dtype=bool)
+    broken = headers.faults + [result for result in found if isinstance(result, Fault)]
+    pictures = pictures_of(listing, headers, good, broken)
+    rows, sizes, short_sides = pictures.rows, pictures.sizes, pictures.short_sides
+    groups = _groups(rows, [result for result in found if isinstance(result, bytes)])
+    fitting = [crop for crop in CROPS if len(rows) and crop_fits(short_sides, crop)]
     classes = _counts(listing, rows)
     return Survey(
         source=str(source),
         splits=_splits(listing, rows),
         width=Extent.of(sizes[:, 0]),
         height=Extent.of(sizes[:, 1]),
-        short_side=Extent.of(sizes.min(axis=1)),
+        short_side=Extent.of(short_sides),
         classes=classes,
-        modes=_modes(headers, good),
+        modes=pictures.modes,
         duplicates=tuple(tuple(map(listing.store.name_of, group)) for group in groups),
         shared=sum(_is_shared(listing, group) for group in groups),
-        broken=tuple(headers.faults + [fault for faults in undecoded for fault in faults]),
+        broken=tuple(broken),
         single=tuple(name for name, count in classes.items() if count == 1),
         crop=max(fitting, default=0),
+        pictures=pictures,
     )
 
 
@@ -125,7 +134,13 @@ def contact_sheet(pictures: Pictures, path: Path, num: int = 64) -> None:
     """Writes a PNG of ``num`` thumbnails, spread evenly over the classes, with their names.
 
     Small pictures are enlarged without smoothing, so that their pixels can be judged.
+
+    Raises:
+        UserError: there are no pictures, or ``check_sheet`` refuses.
     """
+    check_sheet(path, num)
+    if not len(pictures):
+        raise UserError("a contact sheet shows pictures, but none can be read; check the data")
     order = np.argsort(pictures.labels, kind="stable")
     chosen = order[np.linspace(0, len(order) - 1, min(num, len(order))).round().astype(int)]
     rows = -(-len(chosen) // _COLUMNS)
@@ -142,20 +157,44 @@ def contact_sheet(pictures: Pictures, path: Path, num: int = 64) -> None:
         sheet.save(temporary, format="PNG")
 
 
-def _decode_fault(listing: Listing, row: int) -> list[Fault]:
+def check_sheet(path: Path, num: int) -> None:
+    """Looks, before a long survey, whether a contact sheet of ``num`` pictures may go to a path.
+
+    Raises:
+        UserError: ``num`` is below 1, the path lies in no folder, or something is there that is
+            no PNG.
+    """
+    if num < 1:
+        raise UserError(f"a contact sheet shows 1 picture or more, but got {num}; ask for more")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise UserError(f"a contact sheet lies in a folder, but {above} is a file; name another")
+    if path.exists() and not _is_png(path):
+        raise UserError(f"a contact sheet may replace a PNG, but {path} is none; name another")
+
+
+def _is_png(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(_PNG)) == _PNG
+
+
+def _hash_of(listing: Listing, row: int) -> bytes | Fault:
+    """A hash of a picture's bytes, if they can be decoded."""
     try:
         with listing.store.open(row) as picture:
             rgb_of(picture)
+        return hashlib.sha256(listing.store.content_of(row)).digest()
     except Exception as error:  # decoders fail in any way; each means a broken picture
-        return [Fault(listing.store.name_of(row), reason_of(error))]
-    return []
+        return Fault(listing.store.name_of(row), reason_of(error))
 
 
-def _groups(listing: Listing, rows: np.ndarray) -> list[list[int]]:
+def _groups(rows: np.ndarray, hashes: Sequence[bytes]) -> list[list[int]]:
     """Rows of equal content, in groups of two or more."""
     by_hash: dict[bytes, list[int]] = defaultdict(list)
-    for row in map(int, rows):
-        by_hash[hashlib.sha256(listing.store.content_of(row)).digest()].append(row)
+    for row, content in zip(rows.tolist(), hashes, strict=True):
+        by_hash[content].append(row)
     return [group for group in by_hash.values() if len(group) > 1]
 
 
@@ -173,11 +212,6 @@ def _splits(listing: Listing, rows: np.ndarray) -> dict[str, int]:
 def _counts(listing: Listing, rows: np.ndarray) -> dict[str, int]:
     counts = np.bincount(listing.labels[rows], minlength=len(listing.classes))
     return {name: int(count) for name, count in zip(listing.classes, counts, strict=False)}
-
-
-def _modes(headers: Headers, good: np.ndarray) -> dict[str, int]:
-    kept = [mode for mode, is_good in zip(headers.modes, good, strict=True) if is_good]
-    return dict(Counter(kept).most_common())
 
 
 def _extent_text(extent: Extent) -> str:

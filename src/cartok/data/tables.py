@@ -73,7 +73,7 @@ def hub_listing(name: str) -> Listing:
     except ImportError:
         raise UserError(
             "a hub: data set needs the package 'datasets', which is not installed; "
-            "run pip install 'cartok[hub]'"
+            "install it with: uv sync --extra hub"
         ) from None
     try:
         splits = datasets.load_dataset(name)
@@ -131,8 +131,7 @@ def _rows(tables: Sequence[NamedTable]) -> int:
 
 def _columns_of(named: NamedTable) -> _Columns:
     schema = named.table.schema
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = features.get("info", {}).get("features", {})
+    features = _features_of(named)
     typed = [name for name in schema.names if _kind(features.get(name)) == "Image"]
     plain = [name for name in schema.names if name in _IMAGE_COLUMNS]
     if not typed and not plain:
@@ -145,6 +144,17 @@ def _columns_of(named: NamedTable) -> _Columns:
     label = label or next(iter(classed), "")
     names = features[label].get("names", ()) if label in classed else ()
     return _Columns((typed or plain)[0], label, tuple(names))
+
+
+def _features_of(named: NamedTable) -> dict[str, Any]:
+    try:
+        about = json.loads((named.table.schema.metadata or {}).get(b"huggingface", b"{}"))
+        return dict(about.get("info", {}).get("features", {}))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"the metadata 'huggingface' of a table must be JSON, but that of {named.name} is "
+            f"damaged ({reason_of(error)}); write the file again"
+        ) from error
 
 
 def _kind(feature: Any) -> str:
