@@ -20,7 +20,7 @@ from cartok.core.progress import Progress
 from cartok.core.run import provenance
 from cartok.core.shapes import Image, pixels_of
 from cartok.data.batches import image_batches
-from cartok.data.images import open_pictures
+from cartok.data.images import open_pictures, open_splits
 from cartok.data.pictures import Pictures, largest_crop
 from cartok.data.views import View
 from cartok.lab.arm import ArmInputs, run_arm
@@ -89,9 +89,9 @@ def run_demo(config: DemoConfig, launch: Launch, progress: Progress) -> dict[str
     if launch.resume and (out / "summary.json").exists():
         progress.say(f"this demo is finished; --overwrite starts it again ({out})")
         return _closing(out, progress)
-    size = 32 if config.data == "photos" else largest_crop(open_pictures(config.data, "train"))
-    train = open_pictures(config.data, "train", size=size)
-    held = open_pictures(config.data, "val", size=size)
+    size = 32 if config.data == "photos" else largest_crop(open_pictures(config.data, "all"))
+    splits = open_splits(config.data, size=size)
+    train, held = splits["train"], splits["val"]
     recipes = recipes_for(config, size)
     inputs = inputs_of(recipes, train, held, world, launch.device)
     progress.say(

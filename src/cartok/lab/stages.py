@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cartok.core.config import config_of, read_config
 from cartok.core.errors import UserError
@@ -12,8 +12,7 @@ from cartok.core.loop import Outcome
 from cartok.core.parallel import World
 from cartok.core.progress import Progress
 from cartok.core.run import Run, read_log
-from cartok.data.images import open_pictures
-from cartok.data.pictures import Pictures
+from cartok.data.images import open_splits
 from cartok.data.tokens import MANIFEST, TokenManifest, open_tokens
 from cartok.data.views import Kind, View
 from cartok.lab.evaluations import prior_evaluations, spread, tokenizer_evaluations
@@ -55,8 +54,8 @@ def run_tokenizer(
     if not config.data:
         raise UserError(f"this recipe names no pictures; give --data {DATA_KINDS}")
     world = World.join(launch.device)
-    train = open_pictures(config.data, "train", size=config.view.size)
-    held = open_pictures(config.data, "val", size=config.view.size)
+    splits = open_splits(config.data, size=config.view.size)
+    train, held = splits["train"], splits["val"]
     run = _open_run(config, launch, "tokenizer", world)
     if launch.resume and run.is_finished:
         progress.say(f"{title}: {run.folder} is finished already")
@@ -121,12 +120,10 @@ def run_extract(
             f"{tokenizer_source} is no run folder that says what it was trained on; "
             "give --data and --size"
         )
-    splits: dict[Literal["train", "val"], Pictures] = {
-        "train": open_pictures(data, "train", size=view.size),
-        "val": open_pictures(data, "val", size=view.size),
-    }
+    splits = open_splits(data, size=view.size)
     if most:
-        splits = {"train": spread(splits["train"], most), "val": spread(splits["val"], most // 10)}
+        splits["train"] = spread(splits["train"], most)
+        splits["val"] = spread(splits["val"], most // 10)
     _prepare_folder(launch)
     return extract(
         tokenizer,
