@@ -4,6 +4,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cartok.core.errors import UserError
 from cartok.core.shapes import pixels_of
@@ -130,3 +131,17 @@ def test_large_pictures_are_not_kept(fill):
     pictures = open_pictures(fill("large", ["a.png", "b.png"], (65, 65)), "all")
     assert np.asarray(pictures.read(0)).shape == (65, 65, 3)
     assert not pictures._cache
+
+
+def test_an_unreadable_picture_is_left_out_and_not_counted_twice(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(150):
+        pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index:03d}.png")
+    damaged = (tmp_path / "070.png").read_bytes()
+    (tmp_path / "070.png").write_bytes(damaged[: len(damaged) // 2])
+    pictures = open_pictures(tmp_path, "all")
+    found = list(all_images(pictures, View(size=16), 64))
+    indices = torch.cat([batch.indices for batch in found])
+    assert indices.tolist() == [index for index in range(150) if index != 70]
+    assert [fault.name for fault in pictures.broken] == ["070.png"]

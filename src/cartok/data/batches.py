@@ -66,11 +66,22 @@ def image_batches(
 
 
 def all_images(pictures: Pictures, view: View, batch: int) -> Iterator[Batch]:
-    """Every picture once, in order, by its central view; the last batch may be smaller."""
+    """Every readable picture once, in order, by its central view; batches may be smaller.
+
+    A picture that cannot be decoded is left out (``Pictures.broken`` names it), not replaced as in
+    training: a stand-in would be counted twice.
+    """
     maker = _Maker(pictures, view, None)
     samples = (Sample(index, 0, index) for index in range(len(pictures)))
     while some := list(islice(samples, batch)):
-        yield maker.batch_of(some)
+        found = maker.batch_of(some)
+        own = found.indices == found.positions
+        if own.all():
+            yield found
+        elif own.any():
+            yield Batch(
+                found.image[own], found.labels[own], found.indices[own], found.positions[own]
+            )
 
 
 class _Maker(Dataset):

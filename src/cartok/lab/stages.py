@@ -13,6 +13,7 @@ from cartok.core.parallel import World
 from cartok.core.progress import Progress
 from cartok.core.run import Run, read_log
 from cartok.data.images import open_splits
+from cartok.data.pictures import Pictures
 from cartok.data.tokens import MANIFEST, TokenManifest, open_tokens
 from cartok.data.views import Kind, View
 from cartok.lab.evaluations import prior_evaluations, spread, tokenizer_evaluations
@@ -66,6 +67,7 @@ def run_tokenizer(
     evaluations = tokenizer_evaluations(job, held, run)
     with progress.stage(title, job.steps) as tick:
         outcome = train_tokenizer(job, run, evaluations=evaluations, tick=tick)
+    _say_unreadable(train, progress)
     for warning in _collapse(run, outcome):
         progress.say(f"warning: {warning}")
     return _close_run(run, outcome, job.facts(outcome), progress)
@@ -125,7 +127,7 @@ def run_extract(
         splits["train"] = spread(splits["train"], most)
         splits["val"] = spread(splits["val"], most // 10)
     _prepare_folder(launch)
-    return extract(
+    manifest = extract(
         tokenizer,
         splits,
         launch.out,
@@ -135,6 +137,9 @@ def run_extract(
         progress=progress,
         title=title,
     )
+    for pictures in splits.values():
+        _say_unreadable(pictures, progress)
+    return manifest
 
 
 def resume(folder: Path, device: str, progress: Progress) -> Run:
@@ -162,6 +167,12 @@ def _collapse(run: Run, outcome: Outcome) -> list[str]:
         outcome.values.get("reconstruction/code_perplexity"),
         variances[-1] if variances else None,
     )
+
+
+def _say_unreadable(pictures: Pictures, progress: Progress) -> None:
+    """Names the pictures that turned out to be unreadable when they were decoded."""
+    for fault in pictures.broken[:10]:
+        progress.say(f"left out {fault.name}: {fault.reason}")
 
 
 def _open_run(config: Any, launch: Launch, kind: str, world: World) -> Run:

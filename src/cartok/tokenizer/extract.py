@@ -47,7 +47,11 @@ def extract(
     for split, pictures in splits.items():
         with progress.stage(f"{title}, {split}", len(pictures)) as tick:
             for indices in _chunks(len(pictures), batch):
-                loaded = [pictures.load(index) for index in indices]
+                tried = [(index, pictures.load(index)) for index in indices]
+                # One that cannot be decoded is left out: its stand-in has a row of its own.
+                loaded = [item for index, item in tried if item.index == index]
+                if not loaded:
+                    continue
                 pixels = torch.stack([views_of(item.picture, view, kind) for item in loaded])
                 num, num_views = pixels.shape[:2]
                 image = image_of_pixels(pixels.flatten(0, 1)).to(device)
