@@ -231,7 +231,7 @@ def test_only_the_command_line_prints():
     faults = [
         name
         for name, module in MODULES.items()
-        if name not in ("verbs", "__main__") and "print" in names_of(module)
+        if module.room not in ("verbs", "__main__") and "print" in names_of(module)
     ]
     assert not faults, listed(faults)
 
@@ -396,10 +396,16 @@ def test_the_package_runs_as_a_program(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def imports_from_below(name: str) -> set[str]:
+    """The names that a package takes from its own modules."""
+    taken = [node for node in MODULES[name].tree.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name for node in taken for alias in node.names}
+
+
 def test_every_verb_has_its_function_and_its_line_of_help(capsys):
     from cartok.__main__ import VERBS, main
 
-    defined = {n.name for n in MODULES["verbs"].tree.body if isinstance(n, ast.FunctionDef)}
+    defined = imports_from_below("verbs")
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     for verb in VERBS:

@@ -1,0 +1,125 @@
+"""The verbs that ask something of what is there: pictures, recipes, models and runs."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from cartok.verbs.arguments import First, Flat, parse, progress_bar
+
+
+def inspect(arguments: list[str]) -> None:
+    """Describes a data set and writes a contact sheet."""
+    from cartok.data.survey import check_sheet, contact_sheet, describe, survey
+
+    @dataclass(frozen=True)
+    class Inspect:
+        """Counts, sizes, classes, modes, duplicates and broken files; a sheet of pictures."""
+
+        data: First[str]
+        """'photos', a folder or parquet of pictures, or 'hub:owner/name'."""
+        sheet: Path = Path("contact-sheet.png")
+        """Where the sheet goes; a PNG that is there is replaced."""
+        num: int = 64
+        """Pictures on it."""
+
+    chosen = parse(Inspect, arguments, "inspect")
+    check_sheet(chosen.sheet, chosen.num)
+    found = survey(chosen.data, progress_bar())
+    print(describe(found))
+    contact_sheet(found.pictures, chosen.sheet, num=chosen.num)
+    print(f"contact sheet: {chosen.sheet}")
+
+
+def recipes(arguments: list[str]) -> None:
+    """Lists the recipes."""
+    from cartok.recipes.prior import PRIORS
+    from cartok.recipes.tokenizer import TOKENIZERS
+
+    @dataclass(frozen=True)
+    class Recipes:
+        """Every recipe, one line each."""
+
+    parse(Recipes, arguments, "recipes")
+    for verb, table in (("train-tokenizer", TOKENIZERS), ("train-prior", PRIORS)):
+        print(f"cartok {verb} RECIPE")
+        for recipe in table.values():
+            print(f"  {recipe.name:<16} {recipe.summary}")
+
+
+def sample(arguments: list[str]) -> None:
+    """Draws pictures."""
+    from cartok.lab.pictures import SampleConfig, run_sample
+
+    @dataclass(frozen=True)
+    class Sample:
+        """A prior and its tokenizer to new pictures."""
+
+        prior: str
+        """A run, a model folder, or a model of the hub."""
+        tokenizer: str
+        """The one whose tokens the prior was trained on."""
+        out: Path
+        """A new or empty folder."""
+        config: Annotated[SampleConfig, Flat] = field(default_factory=SampleConfig)
+        device: str = "auto"
+        """auto, cpu, cuda, cuda:N or mps."""
+        overwrite: bool = False
+        """Replace samples that are there."""
+
+    chosen = parse(Sample, arguments, "sample")
+    page = run_sample(
+        chosen.prior, chosen.tokenizer, chosen.config, chosen.out, chosen.device, progress_bar(),
+        overwrite=chosen.overwrite,
+    )  # fmt: skip
+    print(page)
+
+
+def score(arguments: list[str]) -> None:
+    """Scores pictures against reference pictures."""
+    from cartok.lab.pictures import run_score
+
+    @dataclass(frozen=True)
+    class Score:
+        """How far pictures are from reference pictures; offline networks, so not FID."""
+
+        generated: First[str]
+        """Pictures: a folder or parquet."""
+        reference: First[str]
+        """Pictures to compare with: the same, or 'photos'."""
+        size: int = 0
+        """Pixels a side that all pictures are brought to; the generated ones', if not given."""
+        network_size: int = 96
+        """Pixels a side that the network sees; 224 is its own."""
+        seed: int = 0
+        """Of the bootstrap."""
+        device: str = "auto"
+        """auto, cpu, cuda, cuda:N or mps."""
+        json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+        """Also write the scores with their receipts to this file."""
+
+    chosen = parse(Score, arguments, "score")
+    scores = run_score(
+        chosen.generated, chosen.reference, size=chosen.size, network_size=chosen.network_size,
+        seed=chosen.seed, device=chosen.device, path=chosen.json,
+    )  # fmt: skip
+    for name, value in scores.items():
+        mark = " (indicative)" if value.receipt.get("indicative") else ""
+        print(f"{name:<12} {value.value:.6g} {value.unit}{mark}")
+    if chosen.json is None and scores:
+        print(json.dumps(next(iter(scores.values())).receipt))
+
+
+def report(arguments: list[str]) -> None:
+    """Writes a page."""
+    from cartok.scaling.report import write_report
+
+    @dataclass(frozen=True)
+    class Report:
+        """A page for a demo's folder, a run, or a folder of runs."""
+
+        folder: First[Path]
+
+    print(write_report(parse(Report, arguments, "report").folder))

@@ -1,0 +1,120 @@
+"""The verbs that make something: trainings, tokens, and the demo that joins them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from cartok.core.config import read_config
+from cartok.core.errors import UserError
+from cartok.verbs.arguments import First, Flat, Where, parse, progress_bar, train, with_recipe
+
+
+def demo(arguments: list[str]) -> None:
+    """Runs the demo."""
+    from cartok.lab.demo import DemoConfig, run_demo
+    from cartok.lab.stages import Launch
+
+    @dataclass(frozen=True)
+    class Demo(Where):
+        """The whole way on photographs: two tokenizers, two priors, samples, scores, a page."""
+
+        out: Path = Path("runs/demo")
+        config: Annotated[DemoConfig, Flat] = field(default_factory=DemoConfig)
+
+    chosen = parse(Demo, arguments, "demo")
+    launch = Launch(chosen.out, chosen.device, chosen.resume, chosen.overwrite)
+    run_demo(chosen.config, launch, progress_bar())
+
+
+def train_tokenizer(arguments: list[str]) -> None:
+    """Trains a tokenizer."""
+    from cartok.lab.stages import Launch, run_tokenizer
+    from cartok.recipes.tokenizer import TOKENIZERS
+    from cartok.tokenizer.train import TokenizerRun
+
+    @dataclass(frozen=True)
+    class TrainTokenizer(Where):
+        """Stage 1: pictures to a tokenizer."""
+
+        config: Annotated[TokenizerRun, Flat] = field(default_factory=TokenizerRun)
+
+    chosen = with_recipe(TrainTokenizer, TokenizerRun, TOKENIZERS, arguments, "train-tokenizer")
+    launch = Launch(chosen.out, chosen.device, chosen.resume, chosen.overwrite)
+    train(lambda progress: run_tokenizer(chosen.config, launch, progress), launch.device)
+
+
+def train_prior(arguments: list[str]) -> None:
+    """Trains a prior."""
+    from cartok.lab.stages import Launch, run_prior
+    from cartok.prior.train import PriorRun
+    from cartok.recipes.prior import PRIORS
+
+    @dataclass(frozen=True)
+    class TrainPrior(Where):
+        """Stage 2: token shards to a prior."""
+
+        config: Annotated[PriorRun, Flat] = field(default_factory=PriorRun)
+
+    chosen = with_recipe(TrainPrior, PriorRun, PRIORS, arguments, "train-prior")
+    launch = Launch(chosen.out, chosen.device, chosen.resume, chosen.overwrite)
+    train(lambda progress: run_prior(chosen.config, launch, progress), launch.device)
+
+
+def extract(arguments: list[str]) -> None:
+    """Writes token shards."""
+    from cartok.data.views import Kind, View
+    from cartok.lab.stages import Launch, run_extract
+
+    @dataclass(frozen=True)
+    class Extract:
+        """A tokenizer and pictures to token shards."""
+
+        tokenizer: str
+        """A run, a model folder, or a model of the hub."""
+        out: Path
+        """A new or empty folder."""
+        data: str = ""
+        """Pictures; those the tokenizer was trained on, if it is a run and nothing is given."""
+        size: int = 0
+        """Pixels a side; that of the training, if nothing is given."""
+        views: Kind = "flip"
+        """Views of each picture; the paper's is ten-crop."""
+        device: str = "auto"
+        """auto, cpu, cuda, cuda:N or mps."""
+        overwrite: bool = False
+        """Start again in a folder that holds tokens."""
+
+    chosen = parse(Extract, arguments, "extract")
+    launch = Launch(chosen.out, chosen.device, overwrite=chosen.overwrite)
+    manifest = run_extract(
+        chosen.tokenizer, launch, progress_bar(), data=chosen.data,
+        view=View(size=chosen.size) if chosen.size else None, kind=chosen.views,
+    )  # fmt: skip
+    print(f"{manifest.num('train')} training and {manifest.num('val')} validation pictures, "
+          f"{manifest.num_tokens} tokens each: {chosen.out}")  # fmt: skip
+
+
+def resume(arguments: list[str]) -> None:
+    """Goes on with a run."""
+    from cartok.core.parallel import World
+    from cartok.lab import stages
+    from cartok.lab.demo import DemoConfig, run_demo
+
+    @dataclass(frozen=True)
+    class Resume:
+        """Go on with a run, or a demo, that was stopped."""
+
+        run: First[Path]
+        """Its folder."""
+        device: str = "auto"
+        """auto, cpu, cuda, cuda:N or mps."""
+
+    chosen = parse(Resume, arguments, "resume")
+    path = chosen.run / "demo.json"
+    if not path.exists():
+        train(lambda progress: stages.resume(chosen.run, chosen.device, progress), chosen.device)
+    elif World.join(chosen.device).size > 1:
+        raise UserError("a demo runs in one process, but there are more; resume without torchrun")
+    else:
+        launch = stages.Launch(chosen.run, chosen.device, resume=True)
+        run_demo(read_config(DemoConfig, path), launch, progress_bar())
