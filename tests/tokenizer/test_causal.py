@@ -65,8 +65,8 @@ def encoded_of(latents, codes=None, *, on_sphere=False, projected=None, output=N
         latents=latents,
         codes=latents + (codes - latents).detach(),
         tokens=torch.zeros(latents[:, 0].shape, dtype=torch.long),
-        codebook_loss=F.mse_loss(codes, latents.detach()),
-        commitment_loss=F.mse_loss(latents, codes.detach()),
+        losses={},
+        error=F.mse_loss(latents, codes).detach(),
         statistics=Statistics(torch.ones(1), torch.zeros(1, latents.shape[1])),
         on_sphere=on_sphere,
     )

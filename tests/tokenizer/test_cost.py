@@ -61,7 +61,7 @@ def test_the_flops_of_a_picture_do_not_depend_on_batch_or_device():
     with FlopCounterMode(display=False) as counter:
         encoded = tokenizer.encode(torch.zeros(5, 3, 16, 16))
         image, quantized = tokenizer.decode(encoded.quantized.codes), encoded.quantized
-        (image.sum() + quantized.codebook_loss + quantized.commitment_loss).backward()
+        (image.sum() + quantized.losses["codebook"] + quantized.losses["commitment"]).backward()
     found = count_flops(MODEL, WITHOUT_CRITIC, CAUSAL, 16, None)
     assert counter.get_total_flops() / 5 == found.codec
 

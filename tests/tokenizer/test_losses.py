@@ -57,8 +57,8 @@ def test_the_objective_is_the_weighted_sum_of_its_terms(tokenizer):
         2.0 * F.mse_loss(reconstruction, image)
         + 0.5 * F.l1_loss(reconstruction, image)
         + 3.0 * _Distance()(reconstruction, image).mean()
-        + 0.7 * encoded.quantized.codebook_loss
-        + 0.25 * encoded.quantized.commitment_loss
+        + 0.7 * encoded.quantized.losses["codebook"]
+        + 0.25 * encoded.quantized.losses["commitment"]
         + 0.25 * -critic(reconstruction).mean()  # half of 0.5, half-way up the ramp
         + causal.loss
     )

@@ -134,18 +134,18 @@ def test_each_loss_is_the_mean_squared_distance_and_moves_one_side_only(normalis
     quantized = net(latents)
     codes = net.codes_of(quantized.tokens)
     distance = (codes - quantized.latents).square().mean()
-    torch.testing.assert_close(quantized.codebook_loss, distance)
-    torch.testing.assert_close(quantized.commitment_loss, distance)
+    torch.testing.assert_close(quantized.losses["codebook"], distance)
+    torch.testing.assert_close(quantized.losses["commitment"], distance)
 
     def moved_by(loss):
         return torch.autograd.grad(loss, [latents, net.table], retain_graph=True, allow_unused=True)
 
-    to_latents, to_table = moved_by(quantized.codebook_loss)
+    to_latents, to_table = moved_by(quantized.losses["codebook"])
     assert to_latents is None
     used = quantized.statistics.counts > 0
     assert 0 < used.sum() < len(used)
     assert torch.equal(to_table.abs().sum(1) > 0, used)
-    to_latents, to_table = moved_by(quantized.commitment_loss)
+    to_latents, to_table = moved_by(quantized.losses["commitment"])
     assert to_table is None
     assert (to_latents.abs().sum(1) > 0).all()
 
@@ -155,9 +155,9 @@ def test_off_the_sphere_the_losses_have_the_gradients_of_a_squared_distance():
     latents = some_latents().requires_grad_()
     quantized = net(latents)
     gap = (latents - net.codes_of(quantized.tokens)).detach()
-    (found,) = torch.autograd.grad(quantized.commitment_loss, latents)
+    (found,) = torch.autograd.grad(quantized.losses["commitment"], latents)
     torch.testing.assert_close(found, 2 * gap / gap.numel())
-    (found,) = torch.autograd.grad(quantized.codebook_loss, net.table)
+    (found,) = torch.autograd.grad(quantized.losses["codebook"], net.table)
     wanted = torch.zeros_like(net.table)
     wanted.index_add_(0, quantized.tokens.flatten(), -2 * gap.movedim(1, -1).reshape(-1, 4))
     torch.testing.assert_close(found, wanted / gap.numel())
@@ -167,7 +167,7 @@ def test_descending_the_codebook_loss_brings_codes_to_their_latents():
     net, latents = quantizer(4), some_latents(batch=16)
     losses = []
     for _ in range(60):
-        loss = net(latents).codebook_loss
+        loss = net(latents).losses["codebook"]
         (gradient,) = torch.autograd.grad(loss, net.table)
         with torch.no_grad():
             net.table -= 2.0 * gradient
@@ -186,7 +186,7 @@ def test_zero_latents_give_finite_gradients(normalise, autocast):
         latents = encoder(torch.ones(2, 3, 4, 4))
         assert latents.dtype == (torch.bfloat16 if autocast else torch.float32)
         quantized = net(latents)
-    loss = quantized.codes.sum() + quantized.codebook_loss + quantized.commitment_loss
+    loss = quantized.codes.sum() + quantized.losses["codebook"] + quantized.losses["commitment"]
     loss.backward()
     assert quantized.latents.abs().max() == 0
     assert encoder.weight.grad.isfinite().all()
@@ -203,7 +203,7 @@ def test_under_autocast_everything_is_computed_in_float32(normalise):
     assert torch.equal(tokens, plain.tokens)
     assert torch.equal(quantized.tokens, plain.tokens)
     assert torch.equal(quantized.codes, plain.codes)
-    assert quantized.codebook_loss == plain.codebook_loss
+    assert quantized.losses["codebook"] == plain.losses["codebook"]
     assert quantized.codes.dtype == quantized.latents.dtype == torch.float32
 
 
@@ -291,7 +291,7 @@ def test_a_revived_code_is_the_nearest_of_the_latent_it_was_born_on(normalise):
     net.update(first.statistics, 0)  # two codes are dead; both move to the one latent there is
     again = net(latents)
     assert again.tokens.item() != first.tokens.item()
-    assert again.commitment_loss < 1e-9
+    assert again.losses["commitment"] < 1e-9
 
 
 def test_idle_counts_travel_with_the_weights():

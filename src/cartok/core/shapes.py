@@ -19,8 +19,9 @@ Latents = Float[Tensor, "batch channel row column"]
 Codes = Float[Tensor, "batch channel row column"]
 """Codebook vectors, after quantizing; same layout as ``Latents``."""
 
-Tokens = Integer[Tensor, "batch row column"]
-"""Codebook indices on the grid, 0 to codebook size - 1."""
+Tokens = Integer[Tensor, "batch row place"]
+"""Codebook indices on the grid, 0 to codebook size - 1; a row's places are its cells, each as many
+times as the quantizer makes tokens of a latent."""
 
 TokenSequence = Integer[Tensor, "batch position"]
 """Tokens in raster order: left to right, then top to bottom."""

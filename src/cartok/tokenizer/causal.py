@@ -94,6 +94,15 @@ class CausalLoss:
     latent_variance: Scalar
     """Over batch and positions, mean of channels. Falls when latents shrink to be predictable."""
 
+    @property
+    def watched(self) -> dict[str, Scalar]:
+        """What is logged beside the loss."""
+        return {
+            "next_latent_mse": self.next_latent_mse,
+            "next_latent_r2": self.next_latent_r2,
+            "latent_variance": self.latent_variance,
+        }
+
 
 class CausalPredictor(nn.Module):
     """Predicts each vector of a sequence from those before it.
@@ -170,7 +179,7 @@ class CausalPredictor(nn.Module):
             return latents
         if self.config.reads == "codes":
             return latents + (encoded.quantized.codes - encoded.quantized.latents).detach()
-        size = encoded.quantized.commitment_loss.detach().sqrt()
+        size = encoded.quantized.error.sqrt()
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
         return latents + size * noise
 

@@ -27,10 +27,19 @@ class LossConfig:
     codebook: float = 1.0
     commitment: float = 0.25
     """Beta: how strongly latents are held to their codes."""
+    entropy: float = 0.1
+    """Of the quantizers that ask for it (LFQ, BSQ): spreads latents over the codes."""
     critic: CriticConfig = CriticConfig()
 
     def __post_init__(self):
-        weights = (self.pixel_l2, self.pixel_l1, self.perceptual, self.codebook, self.commitment)
+        weights = (
+            self.pixel_l2,
+            self.pixel_l1,
+            self.perceptual,
+            self.codebook,
+            self.commitment,
+            self.entropy,
+        )
         if min(weights) < 0:
             raise ValueError(f"loss weights must not be negative: {min(weights)}")
         if self.pixel_l1 + self.pixel_l2 == 0:
@@ -52,17 +61,17 @@ def codec_terms(
 
     The causal term carries weight 1 here: lambda is in its gradient (see ``causal.py``).
     """
-    quantized = encoded.quantized
     losses = {
         "pixel_l2": F.mse_loss(reconstruction, image),
-        "codebook": quantized.codebook_loss,
-        "commitment": quantized.commitment_loss,
+        **encoded.quantized.losses,
     }
     weights = {
         "pixel_l2": config.pixel_l2,
         "codebook": config.codebook,
         "commitment": config.commitment,
+        "entropy": config.entropy,
     }
+    weights = {name: weights[name] for name in losses}
     if config.pixel_l1:
         losses["pixel_l1"] = F.l1_loss(reconstruction, image)
         weights["pixel_l1"] = config.pixel_l1
@@ -75,9 +84,7 @@ def codec_terms(
     watched = watched_of(encoded)
     if causal is not None:
         losses["causal"], weights["causal"] = causal.loss, 1.0
-        watched["next_latent_mse"] = causal.next_latent_mse
-        watched["next_latent_r2"] = causal.next_latent_r2
-        watched["latent_variance"] = causal.latent_variance
+        watched |= causal.watched
     return Terms(losses, weights, watched)
 
 

@@ -17,7 +17,8 @@ from cartok.core.errors import UserError
 from cartok.core.shapes import Codes, Image, Latents, Tokens
 from cartok.tokenizer.codec import CodecConfig, Decoder, Encoder, check_size
 from cartok.tokenizer.quantize import Quantized
-from cartok.tokenizer.quantize.vq import VectorQuantizer, VQConfig
+from cartok.tokenizer.quantize.kinds import QuantizerConfig, quantizer_of
+from cartok.tokenizer.quantize.vq import VQConfig
 
 
 @config
@@ -25,7 +26,7 @@ class TokenizerConfig:
     """A codec and its codebook."""
 
     codec: CodecConfig = CodecConfig()
-    quantizer: VQConfig = VQConfig()
+    quantizer: QuantizerConfig = VQConfig()
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Tokenizer(nn.Module):
         channels, dim = config.codec.latent_channels, config.quantizer.dim
         self.encoder = Encoder(config.codec)
         self.project_in = nn.Conv2d(channels, dim, 1)
-        self.quantizer = VectorQuantizer(config.quantizer)
+        self.quantizer = quantizer_of(config.quantizer)
         self.project_out = nn.Conv2d(dim, channels, 1)
         self.decoder = Decoder(config.codec)
 
@@ -60,7 +61,7 @@ class Tokenizer(nn.Module):
     @property
     def codebook_size(self) -> int:
         """Number of codes; tokens are 0 to this less 1."""
-        return self.config.quantizer.codebook_size
+        return self.quantizer.codebook_size
 
     @property
     def digest(self) -> str:
@@ -69,7 +70,8 @@ class Tokenizer(nn.Module):
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens for a picture of this size, in pixels."""
-        return check_size(height, width, self.factor)
+        rows, cols = check_size(height, width, self.factor)
+        return rows, cols * self.quantizer.tokens_per_cell
 
     def encode(self, image: Image) -> Encoded:
         """Everything up to the codes, with gradients: what training reads."""

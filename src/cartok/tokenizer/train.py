@@ -123,7 +123,7 @@ class TokenizerJob:
 
     def after_step(self, outcomes: list[Forward], step: int) -> None:
         """Tells the quantizer what the whole batch, on all ranks, made of its codes."""
-        if not self.config.model.quantizer.revive_after:
+        if not self.tokenizer.quantizer.learns_by_update:
             return  # nothing is moved, so the ranks need not tell each other
         seen = [outcome.encoded.quantized.statistics for outcome in outcomes]
         counts = torch.stack([statistics.counts for statistics in seen]).sum(0)

@@ -1,12 +1,14 @@
 """Latents to codes and tokens: one interface, one file for each way."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from cartok.core.shapes import Codes, Latents, Tokens
+
+Scalar = Float[Tensor, ""]
 
 
 @dataclass(frozen=True)
@@ -26,36 +28,42 @@ class Quantized:
     latents: Latents
     """As they entered the lookup: on the unit sphere if the quantizer normalises."""
     codes: Codes
-    """Codebook vectors; the gradient passes straight through to the latents."""
+    """Codebook vectors; the gradient passes to the latents."""
     tokens: Tokens
-    codebook_loss: Float[Tensor, ""]
-    """Mean squared distance that moves the codes towards the latents."""
-    commitment_loss: Float[Tensor, ""]
-    """The same distance, moving the latents towards the codes."""
+    losses: dict[str, Scalar]
+    """What the quantizer itself asks to be minimised, any of: ``codebook``, the mean squared
+    distance that moves codes towards latents; ``commitment``, the same distance, moving latents
+    towards codes; ``entropy``, which spreads latents over the codes. ``LossConfig`` weighs them."""
+    error: Scalar
+    """Mean squared distance of latents and codes, without gradient: the size of quantisation."""
     statistics: Statistics
     on_sphere: bool
     """True if latents and codes have unit length, so that distances have a fixed scale."""
 
 
-class Quantizer(Protocol):
+class Quantizer(nn.Module, ABC):
     """Anything that turns latents into tokens and tokens into codes."""
 
     codebook_size: int
+    """Number of different tokens."""
     dim: int
     """Channels of latents and codes."""
+    tokens_per_cell: int = 1
+    """Tokens that one latent becomes, side by side in its row; more than 1 for residual codes."""
+    learns_by_update: bool = False
+    """True if ``update`` moves codes; else the ranks need not tell each other what they saw."""
 
-    def __call__(self, latents: Latents) -> Quantized:
+    @abstractmethod
+    def forward(self, latents: Latents) -> Quantized:
         """Quantizes, with everything a training needs."""
-        ...
 
+    @abstractmethod
     def tokens_of(self, latents: Latents) -> Tokens:
         """The nearest code's index for every latent."""
-        ...
 
+    @abstractmethod
     def codes_of(self, tokens: Tokens) -> Codes:
         """The codebook's vectors for tokens."""
-        ...
 
     def update(self, statistics: Statistics, step: int) -> None:
         """Takes note of a step; may move codes that no gradient moves."""
-        ...

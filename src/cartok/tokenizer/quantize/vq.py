@@ -5,6 +5,8 @@ and commitment losses, no entropy term. Distances and normalisation are float32 
 network computes in, since bfloat16 has too few digits to tell near codes apart.
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from torch.nn import functional as F
 from cartok.core.config import config
 from cartok.core.precision import full_precision
 from cartok.core.shapes import Codes, Latents, Tokens
-from cartok.tokenizer.quantize import Quantized, Statistics
+from cartok.tokenizer.quantize import Quantized, Quantizer, Statistics
 
 _ROWS_AT_ONCE = 8192  # bounds the distance table: 8192 x 131,072 codes are 4.3 GB
 
@@ -22,6 +24,7 @@ _ROWS_AT_ONCE = 8192  # bounds the distance table: 8192 x 131,072 codes are 4.3 
 class VQConfig:
     """The codebook; the defaults are the paper's."""
 
+    kind: Literal["vq"] = "vq"
     codebook_size: int = 16384
     dim: int = 8
     normalise: bool = True
@@ -38,7 +41,7 @@ class VQConfig:
             )
 
 
-class VectorQuantizer(nn.Module):
+class VectorQuantizer(Quantizer):
     """A table of codes; a latent becomes the nearest one."""
 
     idle: Tensor
@@ -47,6 +50,7 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         self.codebook_size, self.dim = config.codebook_size, config.dim
         self.on_sphere, self._revive_after = config.normalise, config.revive_after
+        self.learns_by_update = config.revive_after > 0
         table = torch.empty(config.codebook_size, config.dim).uniform_(-1, 1)
         # As LlamaGen starts: on the sphere, or in a cube of 1/K.
         start = unit(table, dim=1) if config.normalise else table / config.codebook_size
@@ -62,12 +66,16 @@ class VectorQuantizer(nn.Module):
             codes = _grid(F.embedding(tokens, book))
             taken = torch.zeros(self.codebook_size, device=latents.device)
             taken.index_add_(0, tokens.flatten(), torch.ones_like(tokens.flatten()).float())
+            commitment = F.mse_loss(entering, codes.detach())
             return Quantized(
                 latents=entering,
                 codes=entering + (codes - entering).detach(),
                 tokens=tokens,
-                codebook_loss=F.mse_loss(codes, entering.detach()),
-                commitment_loss=F.mse_loss(entering, codes.detach()),
+                losses={
+                    "codebook": F.mse_loss(codes, entering.detach()),
+                    "commitment": commitment,
+                },
+                error=commitment.detach(),
                 statistics=Statistics(taken, _flat(entering.detach())),
                 on_sphere=self.on_sphere,
             )
