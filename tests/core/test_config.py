@@ -1,12 +1,12 @@
 import dataclasses
 import json
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Discriminator, TypeAdapter, ValidationError
 
 from cartok.core.config import (
     ConfigError,
@@ -130,6 +130,47 @@ def test_an_unknown_or_missing_key_is_refused_in_one_line_with_the_nearest(plain
 def test_a_wrong_value_is_refused_in_one_line_that_names_the_key(plain, said):
     with pytest.raises(ConfigError) as refusal:
         config_of(Tree, plain)
+    assert said in str(refusal.value)
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+@config
+class Fern:
+    kind: Literal["fern"] = "fern"
+    fronds: int = 4
+
+
+@config
+class Moss:
+    kind: Literal["moss"] = "moss"
+    depth: float = 0.5
+
+    def __post_init__(self):
+        if self.depth < 0:
+            raise ValueError(f"depth must not be negative, but is {self.depth:g}")
+
+
+@config
+class Bed:
+    plant: Annotated[Fern | Moss, Discriminator("kind")] = Fern()
+    plants: tuple[Annotated[Fern | Moss, Discriminator("kind")], ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("plain", "said"),
+    [
+        ({"plant": {"kind": "moss", "dept": 3}}, "'plant.dept'; did you mean 'plant.depth'?"),
+        ({"plant": {"kind": "fern", "frond": 3}}, "'plant.frond'; did you mean 'plant.fronds'?"),
+        ({"plants": [{"kind": "moss", "dept": 3}]}, "did you mean 'plants.0.depth'?"),
+        ({"plant": {"kind": "mos"}}, "'plant' has no kind 'mos'; did you mean 'moss'?"),
+        ({"plant": {"kind": "moss", "depth": "x"}}, "'plant.depth': "),
+        ({"plant": {"kind": "moss", "depth": -1}}, "'plant': depth must not be negative, but is"),
+        ({"plnt": {}}, "unknown key 'plnt'; did you mean 'plant'?"),
+    ],
+)
+def test_a_mistake_in_one_of_several_kinds_of_config_names_the_keys_that_were_written(plain, said):
+    with pytest.raises(ConfigError) as refusal:
+        config_of(Bed, plain)
     assert said in str(refusal.value)
     assert len(str(refusal.value).splitlines()) == 1
 

@@ -1,19 +1,15 @@
-import json
-import math
-import signal
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cartok.core.checkpoint import load_state
-from cartok.core.errors import UserError
-from cartok.core.job import Evaluation, LoopConfig, Mover, NonFiniteError, Phase, Terms
+from cartok.core.job import LoopConfig, Mover, Phase, Terms
 from cartok.core.loop import fit
+from cartok.core.parallel import World
 from cartok.core.run import Run, read_log
-
-LOOP = {"steps": 12, "batch": 4, "log_every": 2, "save_every": 3, "ema": 0.75, "best": "held/loss",
-        "trackers": ()}  # fmt: skip
 
 
 @pytest.fixture
@@ -21,7 +17,7 @@ def train(toy, tmp_path):
     """A function that trains the toy in this process: changes of loop and toy, by name."""
 
     def train(name="run", evaluate_every=0, toy_changes=None, **loop):
-        settings = LOOP | ({} if evaluate_every else {"best": ""}) | loop
+        settings = toy.LOOP | ({} if evaluate_every else {"best": ""}) | loop
         return toy.train(
             toy.Errand(str(tmp_path / name), settings, toy_changes or {}, evaluate_every)
         )
@@ -29,40 +25,17 @@ def train(toy, tmp_path):
     return train
 
 
-def same(one, other):
-    """True if two dicts of tensors agree in every bit."""
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
-def largest_difference(one, other):
-    return max(float((one[key].double() - other[key].double()).abs().max()) for key in one)
-
-
-def without_clocks(folder):
-    """A run's log, less what the clock decides."""
-    lines = read_log(folder)
-    return [{k: v for k, v in line.items() if not k.startswith("speed/")} for line in lines]
-
-
-def record_of(folder):
-    """A run's record, less what the clock and the allocator decide."""
-    record = json.loads((folder / "record.json").read_text())
-    del record["peak_memory_bytes"]
-    record["curves"] = {k: v for k, v in record["curves"].items() if not k.startswith("speed/")}
-    return record
-
-
 # ------------------------------------------------------------------ the step
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-def test_a_batch_in_parts_moves_the_weights_like_a_whole_one(train, parts):
+def test_a_batch_in_parts_moves_the_weights_like_a_whole_one(toy, train, parts):
     exact = {"double": True, "dropout": 0.0}
     whole, _, _ = train("whole", toy_changes=exact)
     in_parts, _, _ = train("parts", toy_changes=exact, accumulate=parts)
     assert whole.seen[:48] == in_parts.seen[:48] == list(range(48))
-    assert largest_difference(whole.trace[-1], in_parts.trace[-1]) < 1e-12
-    assert largest_difference(whole.trace[-1], whole.trace[0]) > 1e-2
+    assert toy.largest_difference(whole.trace[-1], in_parts.trace[-1]) < 1e-12
+    assert toy.largest_difference(whole.trace[-1], whole.trace[0]) > 1e-2
 
 
 class HandJob:
@@ -70,9 +43,10 @@ class HandJob:
 
     averaged = ("one",)
 
-    def __init__(self, clip=0.0, rate=0.5):
+    def __init__(self, clip=0.0, rate=0.5, dtype=torch.float64):
         torch.manual_seed(0)
-        self.modules = {name: nn.Linear(2, 2).double() for name in ("one", "two", "three")}
+        self.dtype = dtype
+        self.modules = {name: nn.Linear(2, 2).to(dtype) for name in ("one", "two", "three")}
         self.one, self.two, self.three = self.modules.values()
         movers = [self.mover(name, clip, rate) for name in self.modules]
         self.phases = (
@@ -91,7 +65,7 @@ class HandJob:
 
     def batches(self, start):
         while True:
-            yield torch.ones(3, 2, dtype=torch.float64)
+            yield torch.ones(3, 2, dtype=self.dtype)
 
     def prepare(self, batch, step):
         return self.two(self.one(batch).tanh())
@@ -107,9 +81,9 @@ class HandJob:
         self.clean.append(self.weights())
 
 
-def fit_by_hand(job, tmp_path, steps, config=None, **more):
-    loop = LoopConfig(steps=steps, batch=3, log_every=1, trackers=(), **more)
-    run = Run.open(tmp_path / "hand", loop, kind="hand")
+def fit_by_hand(job, folder, steps):
+    loop = LoopConfig(steps=steps, batch=3, log_every=1, trackers=())
+    run = Run.open(folder, replace(loop, steps=99), kind="hand", resume=True)
     return run, fit(job, loop, run)
 
 
@@ -132,11 +106,11 @@ def test_each_phase_moves_its_own_modules_along_its_own_gradient(tmp_path):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
 
 
-def test_a_phase_that_is_not_active_neither_moves_nor_trains(train):
+def test_a_phase_that_is_not_active_neither_moves_nor_trains(toy, train):
     job, _, run = train(toy_changes={"critic_from": 5}, log_every=1)
     critic = [{k: v for k, v in weights.items() if k.startswith("critic")} for weights in job.trace]
-    assert all(same(critic[0], weights) for weights in critic[:6])
-    assert not same(critic[5], critic[6])
+    assert all(toy.same(critic[0], weights) for weights in critic[:6])
+    assert not toy.same(critic[5], critic[6])
     logged = {line["step"] for line in read_log(run.folder) if "critic/hinge" in line}
     assert logged == set(range(6, 13))
     state = load_state(run.checkpoints).tensors
@@ -173,258 +147,123 @@ def test_logged_losses_are_the_means_over_a_batchs_parts(train, toy):
         assert one[name] == pytest.approx(four[name], rel=1e-6)
 
 
+def test_a_module_in_evaluation_mode_is_trained_in_training_mode(toy, tmp_path):
+    config = toy.ToyConfig(loop=LoopConfig(**toy.LOOP | {"steps": 2, "best": ""}))
+    job = toy.ToyJob(config)
+    job.codec.eval()
+    modes = []
+    job.in_prepare = lambda step: modes.append(job.codec.noise.training)
+    fit(job, config.loop, Run.open(tmp_path / "run", config, kind="toy"))
+    assert modes == [True, True]
+
+
+def test_a_part_frozen_in_evaluation_mode_is_trained_so(toy, tmp_path):
+    config = toy.ToyConfig(loop=LoopConfig(**toy.LOOP | {"steps": 2, "best": ""}))
+    job = toy.ToyJob(config)
+    job.codec.noise.eval()
+    fit(job, config.loop, Run.open(tmp_path / "run", config, kind="toy"))
+    assert not job.codec.noise.training
+
+
+class Calls(TorchDispatchMode):
+    """Remembers the names of all operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_number_is_taken_to_the_host_by_itself_in_a_step(tmp_path):
+    """A GPU idles while the host waits for a number; so a step takes all of them at once."""
+    job, calls = HandJob(clip=1.0), Calls()
+    plain = job.after_step
+
+    def after_step(outcomes, step):
+        plain(outcomes, step)
+        if step == 0:
+            calls.__enter__()
+        if step == 8:
+            calls.__exit__(None, None, None)
+
+    job.after_step = after_step
+    fit_by_hand(job, tmp_path, steps=10)
+    assert calls.names.count("aten::cat") == 8
+    assert "aten::_local_scalar_dense" not in calls.names
+    assert "aten::is_nonzero" not in calls.names
+
+
+@dataclass(frozen=True)
+class Listening(World):
+    """A world of one that counts what it exchanges."""
+
+    heard: list = field(default_factory=list)
+
+    def gather(self, value):
+        self.heard.append("gather")
+        return super().gather(value)
+
+    def mean(self, value):
+        self.heard.append("mean")
+        return super().mean(value)
+
+    def any(self, claim):
+        self.heard.append("any")
+        return super().any(claim)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_tells_the_other_ranks_all_its_numbers_in_one_exchange(toy, tmp_path, parts):
+    loop = LoopConfig(**toy.LOOP | {"best": "", "save_every": 99, "accumulate": parts})
+    config, world = toy.ToyConfig(loop=loop), Listening()
+    run = Run.open(tmp_path / "run", config, kind="toy", world=world)
+    job = toy.ToyJob(config, world)
+    world.heard.clear()
+    fit(job, loop, run)
+    assert world.heard == ["gather"] * (12 + 1)  # a step each, and the random state in the end
+
+
+OPTIMIZERS = {
+    "momentum": lambda p: torch.optim.SGD(p, lr=1.0, momentum=0.9),
+    "fused": lambda p: torch.optim.AdamW(p, lr=1.0, fused=True),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=1.0),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=1.0),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1.0, centered=True),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=1.0),
+    "muon": lambda p: torch.optim.Muon([w for w in p if w.ndim == 2], lr=1.0),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_any_optimizer_moves_a_module_and_is_taken_up_again(tmp_path, kind):
+    def job():
+        job = HandJob(dtype=torch.float32)
+        movers = [
+            Mover(name, module, OPTIMIZERS[kind]([*module.parameters()]), lambda step: 0.01)
+            for name, module in job.modules.items()
+        ]
+        job.phases = (
+            Phase("first", tuple(movers[:2]), job.first),
+            Phase("second", tuple(movers[2:]), job.second, lambda step: step >= 1),
+        )
+        return job
+
+    whole, first, second = job(), job(), job()
+    fit_by_hand(whole, tmp_path / "whole", steps=4)
+    fit_by_hand(first, tmp_path / "parts", steps=2)
+    fit_by_hand(second, tmp_path / "parts", steps=4)
+    assert not torch.equal(whole.clean[0][0], whole.clean[2][0])
+    assert all(map(torch.equal, first.weights(), whole.clean[2]))
+    assert all(map(torch.equal, second.weights(), whole.weights()))
+
+
 def test_a_term_of_weight_zero_may_be_nan_and_is_logged_as_null(train):
     _, outcome, run = train()
     assert outcome.finished
     assert {line["codec/unused"] for line in read_log(run.folder)} == {None}
-
-
-# ------------------------------------------------------------------ what is not finite
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(train, toy, monkeypatch, bad):
-    plain = toy.sample_values
-
-    def poisoned(indices):
-        return plain(indices) if 14 not in indices else plain(indices) * bad
-
-    monkeypatch.setattr(toy, "sample_values", poisoned)
-    with pytest.raises(NonFiniteError, match=r"'codec/rebuild' .* step 3 \(samples \[12, 13, 14"):
-        train()
-
-
-def test_weights_and_checkpoints_are_those_before_the_loss_that_is_not_finite(tmp_path):
-    job = HandJob()
-    plain = job.second
-    job.second = None
-    bad = {3: math.nan}
-
-    def second(outcome, step):
-        terms = plain(outcome, step)
-        return Terms({"judge": terms.losses["judge"] * bad.get(step, 1.0)}, terms.weights)
-
-    job.phases = (job.phases[0], Phase("second", job.phases[1].movers, second))
-    with pytest.raises(NonFiniteError, match="'second/judge' is not finite at step 3"):
-        fit_by_hand(job, tmp_path, steps=9, save_every=1)
-    assert len(job.clean) == 4
-    assert all(map(torch.equal, job.weights(), job.clean[-1]))
-    assert load_state(tmp_path / "hand" / "checkpoints").step == 3
-
-
-def test_a_gradient_that_is_not_finite_stops_before_any_weight_moves(tmp_path):
-    job = HandJob()
-    plain = job.first
-
-    def first(outcome, step):
-        terms = plain(outcome, step)
-        # Zero going forward; its slope is infinite times zero.
-        spoilt = (outcome.sum() * 0.0).sqrt() if step == 2 else 0.0
-        return Terms({**terms.losses, "fit": terms.losses["fit"] + spoilt}, terms.weights)
-
-    job.phases = (Phase("first", job.phases[0].movers, first), job.phases[1])
-    with pytest.raises(NonFiniteError, match=r"gradient/one and the gradient/two is not .* step 2"):
-        fit_by_hand(job, tmp_path, steps=9)
-    assert all(map(torch.equal, job.weights(), job.clean[2]))
-
-
-def test_an_evaluation_that_is_not_finite_is_null_and_stops_nothing(toy, tmp_path):
-    config = toy.ToyConfig(loop=LoopConfig(**LOOP))
-    run = Run.open(tmp_path / "run", config, kind="toy")
-    answers = {3: 5.0, 6: math.nan, 9: 4.0, 12: math.inf}
-    judge = Evaluation("held", 3, lambda step: {"loss": answers[step]})
-    outcome = fit(toy.ToyJob(config), config.loop, run, evaluations=(judge,))
-    assert outcome.finished
-    record = run.finish(scores=outcome.values)
-    assert record["scores"] == {"held/loss": None}
-    assert record["curves"]["held/loss"] == [[3, 5.0], [9, 4.0]]
-    assert json.loads((run.folder / "record.json").read_text()) == record
-    state = json.loads((run.checkpoints / "step-00000012" / "state.json").read_text())
-    assert state["best"] == "step-00000009"
-    assert state["values"]["best"] == 4.0
-
-
-# ------------------------------------------------------------------ averages and evaluations
-
-
-def test_the_average_is_its_closed_form_and_is_what_a_training_leaves(train):
-    job, _, run = train(ema=0.75)
-    key = "codec/there.weight"
-    mean = job.trace[0][key].double()
-    for weights in job.trace[1:]:
-        mean = 0.75 * mean + 0.25 * weights[key].double()
-    left = job.codec.there.weight.detach().double()
-    torch.testing.assert_close(left, mean, rtol=0, atol=1e-6)
-    assert not torch.allclose(left, job.trace[-1][key].double(), atol=1e-4)
-    state = load_state(run.checkpoints).tensors
-    assert torch.equal(state["module/" + key], job.trace[-1][key])
-    assert torch.equal(state["average/" + key], job.codec.there.weight)
-
-
-def test_counts_are_not_averaged(train):
-    job, _, _ = train(ema=0.75)
-    assert job.codec.steps.item() == 12
-
-
-def test_an_evaluation_sees_the_averaged_weights_in_evaluation_mode(toy, tmp_path):
-    config = toy.ToyConfig(loop=LoopConfig(**LOOP | {"best": ""}))
-    job = toy.ToyJob(config)
-    seen = {}
-
-    def look(step):
-        weight = job.codec.there.weight
-        seen[step] = weight.detach().clone(), job.codec.noise.training, torch.is_grad_enabled()
-        return {}
-
-    run = Run.open(tmp_path / "run", config, kind="toy")
-    fit(job, config.loop, run, evaluations=(Evaluation("look", 5, look),))
-    assert sorted(seen) == [5, 10, 12]
-    mean = job.trace[0]["codec/there.weight"]
-    for weights in job.trace[1:6]:
-        mean = 0.75 * mean + 0.25 * weights["codec/there.weight"]
-    torch.testing.assert_close(seen[5][0], mean, rtol=0, atol=1e-6)
-    assert not torch.allclose(seen[5][0], job.trace[5]["codec/there.weight"], atol=1e-5)
-    assert seen[5][1:] == (False, False)
-    assert job.codec.noise.training
-
-
-def test_evaluations_leave_no_trace_in_a_training(train):
-    plain, _, _ = train("plain")
-    watched, _, _ = train("watched", evaluate_every=1)
-    assert all(map(same, plain.trace, watched.trace))
-
-
-def test_a_part_frozen_in_evaluation_mode_stays_so_after_an_evaluation(toy, tmp_path):
-    config = toy.ToyConfig(loop=LoopConfig(**LOOP | {"steps": 2}))
-    job = toy.ToyJob(config)
-    job.codec.noise.eval()
-    run = Run.open(tmp_path / "run", config, kind="toy")
-    fit(job, config.loop, run, evaluations=toy.held_out(job, 1))
-    assert not job.codec.noise.training
-    assert job.codec.training
-
-
-def test_a_failing_evaluation_leaves_live_weights_and_modes(toy, tmp_path):
-    config = toy.ToyConfig(loop=LoopConfig(**LOOP))
-    job = toy.ToyJob(config)
-
-    def fail(step):
-        raise RuntimeError("no reference")
-
-    run = Run.open(tmp_path / "run", config, kind="toy")
-    with pytest.raises(RuntimeError, match="no reference"):
-        fit(job, config.loop, run, evaluations=(Evaluation("held", 4, fail),))
-    assert same(toy.weights_of(job), job.trace[4])
-    assert job.codec.training
-
-
-def test_the_best_checkpoint_is_kept_beside_the_newest(toy, tmp_path):
-    config = toy.ToyConfig(loop=LoopConfig(**LOOP | {"save_every": 4}))
-    run = Run.open(tmp_path / "run", config, kind="toy")
-    answers = {2: 5.0, 4: 3.0, 6: 1.0, 8: 2.0, 10: 1.0, 12: 7.0}
-    judge = Evaluation("held", 2, lambda step: {"loss": answers[step]})
-    fit(toy.ToyJob(config), config.loop, run, evaluations=(judge,))
-    kept = sorted(path.name for path in run.checkpoints.iterdir())
-    assert kept == ["step-00000006", "step-00000012"]
-    state = json.loads((run.checkpoints / kept[-1] / "state.json").read_text())
-    assert state["best"] == "step-00000006"
-
-
-# ------------------------------------------------------------------ refusals
-
-
-def test_a_best_value_of_no_evaluation_is_refused_at_the_start(train, tmp_path):
-    with pytest.raises(UserError, match="'hold/loss' is not: the evaluations are held"):
-        train(evaluate_every=4, best="hold/loss")
-    assert not (tmp_path / "run" / "log.jsonl").exists()
-
-
-def test_a_best_value_that_its_evaluation_does_not_give_is_refused_when_first_taken(train):
-    with pytest.raises(UserError, match="'held/los' is not; did you mean 'held/loss'"):
-        train(evaluate_every=4, best="held/los")
-
-
-# ------------------------------------------------------------------ killed and taken up again
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(toy, apart, tmp_path_factory):
-    """The run folder of a training that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("loop") / "whole"
-    assert apart(errand_of(toy, folder)) == [0]
-    return folder
-
-
-def errand_of(toy, folder, **more):
-    return toy.Errand(str(folder), LOOP, {"critic_from": 2}, evaluate_every=2, **more)
-
-
-def assert_ended_alike(folder, whole):
-    """Weights, optimizers, averages, random state, best checkpoint and log: bit for bit."""
-    found, expected = load_state(folder / "checkpoints"), load_state(whole / "checkpoints")
-    kinds = {name.split("/")[0] for name in expected.tensors}
-    assert kinds == {"module", "optimizer", "average", "random"}
-    assert found.step == expected.step == 12
-    assert same(found.tensors, expected.tensors)
-    for key in ("best", "values"):
-        assert found.values[key] == expected.values[key]
-    assert without_clocks(folder) == without_clocks(whole)
-    states = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert states == sorted(path.name for path in (whole / "checkpoints").iterdir())
-    assert record_of(folder) == record_of(whole)
-    assert not list(folder.rglob("*.part"))
-
-
-@pytest.mark.parametrize(
-    ("strike", "at"),
-    [
-        ("step", 0),
-        ("step", 1),
-        ("step", 3),
-        ("step", 7),
-        ("step", 11),
-        ("half written", 0),
-        ("half written", 2),
-        ("staged", 1),
-        ("staged", 4),
-        ("renamed", 1),
-        ("renamed", 4),
-        ("half removed", 1),
-    ],
-)
-def test_a_killed_training_goes_on_to_the_same_end(toy, apart, uninterrupted, tmp_path, strike, at):
-    folder = tmp_path / "killed"
-    assert apart(errand_of(toy, folder, strike=strike, at=at)) == [-signal.SIGKILL]
-    assert not (folder / "record.json").exists()
-    assert apart(errand_of(toy, folder, resume=True)) == [0]
-    assert_ended_alike(folder, uninterrupted)
-
-
-def test_a_training_killed_twice_goes_on_to_the_same_end(toy, apart, uninterrupted, tmp_path):
-    folder = tmp_path / "killed"
-    assert apart(errand_of(toy, folder, strike="staged", at=1)) == [-signal.SIGKILL]
-    again = errand_of(toy, folder, resume=True, strike="step", at=9)
-    assert apart(again) == [-signal.SIGKILL]
-    assert apart(errand_of(toy, folder, resume=True)) == [0]
-    assert_ended_alike(folder, uninterrupted)
-
-
-@pytest.mark.parametrize("at", [0, 4, 11])
-def test_a_training_asked_to_stop_saves_and_goes_on_to_the_same_end(
-    toy, apart, uninterrupted, tmp_path, at
-):
-    folder = tmp_path / "stopped"
-    assert apart(errand_of(toy, folder, strike="step", at=at, signal="SIGTERM")) == [0]
-    assert load_state(folder / "checkpoints").step == at + 1
-    assert (folder / "record.json").exists() == (at == 11)
-    assert apart(errand_of(toy, folder, resume=True)) == [0]
-    assert_ended_alike(folder, uninterrupted)
-
-
-def test_a_training_gives_the_signal_back_to_who_had_it(train):
-    before = signal.getsignal(signal.SIGTERM)
-    train(steps=1)
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 # ------------------------------------------------------------------ precision
@@ -433,7 +272,7 @@ def test_a_training_gives_the_signal_back_to_who_had_it(train):
 def test_bfloat16_computes_in_it_keeps_float32_weights_and_stays_close(toy, tmp_path):
     ends, kinds = {}, {}
     for precision in ("fp32", "bf16"):
-        loop = LoopConfig(**LOOP | {"best": "", "precision": precision})
+        loop = LoopConfig(**toy.LOOP | {"best": "", "precision": precision})
         job = toy.ToyJob(toy.ToyConfig(loop=loop, dropout=0.0))
         plain = job.after_step
 
@@ -447,6 +286,6 @@ def test_bfloat16_computes_in_it_keeps_float32_weights_and_stays_close(toy, tmp_
         ends[precision] = job.trace[-1], read_log(run.folder)[-1]["codec/rebuild"]
         assert {p.dtype for p in job.codec.parameters()} == {torch.float32}
     assert kinds == {"fp32": torch.float32, "bf16": torch.bfloat16}
-    difference = largest_difference(ends["fp32"][0], ends["bf16"][0])
+    difference = toy.largest_difference(ends["fp32"][0], ends["bf16"][0])
     assert 0 < difference < 0.02
     assert ends["bf16"][1] == pytest.approx(ends["fp32"][1], rel=0.02)

@@ -28,6 +28,10 @@ from cartok.core.run import Run
 
 WIDTH = 4
 
+LOOP = {"steps": 12, "batch": 4, "log_every": 2, "save_every": 3, "ema": 0.75, "best": "held/loss",
+        "trackers": ()}  # fmt: skip
+"""Of a toy that is evaluated; ``best`` is '' where it is not."""
+
 
 @config
 class ToyConfig:
@@ -37,6 +41,10 @@ class ToyConfig:
     optim: OptimConfig = OptimConfig(lr=1e-2, warmup_from=1e-3, warmup_steps=4, schedule="cosine")
     dropout: float = 0.25
     critic_from: int = 0
+    spoilt: tuple[int, ...] = ()
+    """Samples for which something is not finite."""
+    fault: str = "nan"
+    """What that is: 'nan' or 'inf', of the loss 'please'; or 'gradient', of the codec alone."""
     double: bool = False
     seed: int = 0
 
@@ -53,6 +61,7 @@ class Samples:
 class Forward:
     """What both phases share."""
 
+    is_spoilt: bool
     values: Tensor
     hidden: Tensor
     back: Tensor
@@ -104,15 +113,21 @@ class ToyJob:
         """There and back."""
         self.in_prepare(step)
         hidden = self.codec.noise(self.codec.there(batch.values).tanh())
-        return Forward(batch.values, hidden, self.codec.back(hidden))
+        is_spoilt = not set(self.config.spoilt).isdisjoint(batch.indices.tolist())
+        return Forward(is_spoilt, batch.values, hidden, self.codec.back(hidden))
 
     def codec_terms(self, forward: Forward, step: int) -> Terms:
         """Rebuild, be predictable, please the critic; weights that float32 holds exactly."""
+        please = -self.critic(forward.back).mean()
+        if forward.is_spoilt and self.config.fault == "gradient":
+            please = please + (forward.back.sum() * 0.0).sqrt()  # 0, with a slope of inf * 0
+        elif forward.is_spoilt:
+            please = please + float(self.config.fault)  # the gradient stays finite
         return Terms(
             losses={
                 "rebuild": (forward.back - forward.values).square().mean(),
                 "predict": (self.predictor(forward.hidden) - forward.hidden).square().mean(),
-                "please": -self.critic(forward.back).mean(),
+                "please": please,
                 "unused": forward.back.sum() * float("nan"),
             },
             weights={"rebuild": 1.0, "predict": 0.5, "please": 0.25, "unused": 0.0},
@@ -152,6 +167,16 @@ def weights_of(job: ToyJob) -> dict[str, Tensor]:
     }
 
 
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """True if two dicts of tensors agree in every bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Over all elements of two dicts of tensors."""
+    return max(float((one[key].double() - other[key].double()).abs().max()) for key in one)
+
+
 def held_out(job: ToyJob, every: int) -> tuple[Evaluation, ...]:
     """A loss on samples the training never sees; it draws noise, as evaluations do."""
 
@@ -189,7 +214,7 @@ def train(errand: Errand, world: World | None = None) -> tuple[ToyJob, Outcome, 
     evaluations = held_out(job, errand.evaluate_every) if errand.evaluate_every else ()
     outcome = fit(job, config.loop, run, evaluations=evaluations)
     if outcome.finished:
-        run.finish(steps=outcome.step)
+        run.finish(steps=outcome.step, skips=outcome.skips, rollbacks=outcome.rollbacks)
     run.world.leave()
     return job, outcome, run
 
@@ -225,11 +250,16 @@ def refuse(errand: Errand, world: World) -> None:
 
 
 def _arm(job: ToyJob, errand: Errand) -> None:
-    """Makes the training signal itself in step ``at``, or while it saves for the ``at``-th time."""
+    """Makes the training signal itself in step or at sample ``at``, or in its ``at``-th saving."""
     calls = itertools.count()
 
     def strike() -> None:
         os.kill(os.getpid(), signal.Signals[errand.signal])
+
+    def prepare(batch: Samples, step: int, plain=job.prepare) -> Forward:
+        if errand.at in batch.indices:
+            strike()
+        return plain(batch, step)
 
     def poison() -> None:
         if not job.world.is_main:
@@ -256,6 +286,8 @@ def _arm(job: ToyJob, errand: Errand) -> None:
 
     if errand.strike == "step" or errand.strike == f"rank {job.world.rank}":
         job.in_prepare = lambda step: strike() if step == errand.at else None
+    elif errand.strike == "sample":
+        job.prepare = prepare
     elif errand.strike == "poison":
         job.in_prepare = lambda step: poison() if step == errand.at else None
     elif errand.strike in ("staged", "renamed"):

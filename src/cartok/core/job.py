@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ class LoopConfig:
     """Decay of the running mean of the weights that is evaluated and published; 0: none."""
     log_every: int = 50
     save_every: int = 1000
+    on_non_finite: Literal["stop", "recover"] = "stop"
+    """What follows a loss or a gradient that is NaN or infinite; it never moves a weight. recover:
+    skip the batch, at most 3 between two checkpoints; then go back to the newest, once; stop."""
     best: str = ""
     """An evaluation's value, lower is better, whose best checkpoint is kept beside the newest."""
     trackers: tuple[TrackerName, ...] = ("tensorboard",)
@@ -76,7 +79,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Mover:
-    """A module and what moves it."""
+    """A module and what moves it: any torch optimizer that needs no closure."""
 
     name: str
     module: nn.Module

@@ -17,29 +17,25 @@ import torch
 from torch import Tensor, nn
 
 from cartok.core.average import Average
-from cartok.core.checkpoint import (
-    TrainingState,
-    load_state,
-    put_optimizer,
-    put_tensors,
-    save_state,
-    tensors_of_optimizer,
-)
+from cartok.core.checkpoint import TrainingState, load_state, save_state
+from cartok.core.fault import fault_of
 from cartok.core.files import finite
 from cartok.core.job import (
     Evaluation,
     Job,
     LoopConfig,
-    NonFiniteError,
+    Mover,
     Phase,
-    Terms,
     refuse_unfit,
     refuse_unmeasured,
 )
 from cartok.core.parallel import World
 from cartok.core.precision import computing_in
 from cartok.core.progress import Tick
+from cartok.core.readings import Reading, Readings
 from cartok.core.run import Run
+from cartok.core.sentinel import Sentinel
+from cartok.core.snapshot import Buffers, put_training, tensors_of_training
 
 
 @dataclass(frozen=True)
@@ -52,6 +48,10 @@ class Outcome:
     stall_share: float
     values: dict[str, float]
     """The last evaluations."""
+    skips: int = 0
+    """Batches left out since something in their step was not finite."""
+    rollbacks: int = 0
+    """Times the training went back to a checkpoint for that reason."""
 
 
 def fit(
@@ -68,7 +68,8 @@ def fit(
     again ends bit-identical to one that was not.
 
     Raises:
-        NonFiniteError: before the weights move; names the term, the step and the batch.
+        NonFiniteError: before the weights move, if the config or the sentinel's budget says so;
+            names the term, the step and the samples, and leaves ``fault.md`` in the run's folder.
         UserError: the batch cannot be shared by the ranks, or ``best`` is no evaluation's value.
     """
     refuse_unfit(config, evaluations, run.world.size)
@@ -84,92 +85,107 @@ class _Fit:
         self.job, self.config, self.run, self.evaluations = job, config, run, evaluations
         self.tick, self.world = tick, run.world
         self.average = Average(job, config.ema)
+        self.sentinel = Sentinel(config, run)
+        self.buffers = Buffers(job.modules)
+        self.drawn = 0  # batches, also those that moved nothing
         self.seconds = self.stalled = 0.0
         self.best = math.inf
         self.values: dict[str, float] = {}
 
     def go(self) -> Outcome:
-        start = self.resume()
-        self.run.start_log(start, self.config.trackers)
-        stream = self.job.batches(start * self.config.batch)
-        step = start
-        with _asked_to_stop() as stop:
+        step = self.resume()
+        self.run.start_log(step, self.config.trackers)
+        stream = self.job.batches(self.drawn * self.config.batch)
+        _put_into_training(self.job)
+        with _asked_to_stop() as asked:
             while step < self.config.steps:
                 begin = time.monotonic()
-                values = self.step(stream, step)
-                step += 1
+                reading = self.step(stream, step, asked)
                 self.seconds += time.monotonic() - begin
-                self.report(step, values)
+                if not reading.is_finite:
+                    step = self.recover(reading, step)
+                    continue
+                step += 1
+                self.report(step, reading)
                 improved = self.evaluate(step)
-                stopping = self.world.any(bool(stop))
                 last = step == self.config.steps
-                if improved or last or stopping or step % self.config.save_every == 0:
+                if improved or last or reading.is_stopping or step % self.config.save_every == 0:
                     self.save(step, improved)
-                if stopping:
+                if reading.is_stopping:
                     break
-        if step == self.config.steps:
+        finished = step == self.config.steps
+        if finished:
             self.average.put_in()
         share = self.stalled / self.seconds if self.seconds else 0.0
-        finished = step == self.config.steps
-        return Outcome(step, finished, self.seconds, share, self.values)
+        return Outcome(step, finished, self.seconds, share, self.values, **self.sentinel.counts)
 
-    def step(self, stream: Iterator[Any], step: int) -> dict[str, Tensor]:
-        """One optimizer step of every phase; returns the terms' means."""
-        outcomes: list[Any] = []
-        sums: dict[str, Tensor] = {}
-        parts = self.config.accumulate
+    def step(self, stream: Iterator[Any], step: int, asked: list[int]) -> Reading:
+        """One optimizer step of every phase; nothing moves if something is not finite."""
         phases = [phase for phase in self.job.phases if phase.active(step)]
-        for _ in range(parts):
-            begin = time.monotonic()
-            batch = next(stream)
-            self.stalled += time.monotonic() - begin
-            with computing_in(self.config.precision, self.world.device):
-                outcome = self.job.prepare(batch, step)
-            for phase in phases:
-                with computing_in(self.config.precision, self.world.device):
-                    terms = phase.objective(outcome, step)
-                _refuse_non_finite(terms, phase.name, step, batch, self.world)
-                moved = [p for mover in phase.movers for p in mover.parameters]
-                (terms.total / parts).backward(inputs=moved)
-                for name, value in (terms.losses | terms.watched).items():
-                    name = f"{phase.name}/{name}"
-                    sums[name] = sums.get(name, 0) + value.detach().float() / parts
-            outcomes.append(outcome)
-        norms = self.norms(phases, step)
-        for phase in phases:
-            for mover in phase.movers:
+        movers = [mover for phase in phases for mover in phase.movers]
+        readings = Readings(self.world)
+        if self.config.on_non_finite == "recover":
+            self.buffers.keep()
+        outcomes = [
+            self.part(stream, phases, step, readings) for _ in range(self.config.accumulate)
+        ]
+        self.drawn += 1
+        readings.add_norms({mover.name: self.norm(mover) for mover in movers})
+        reading = readings.read(bool(asked))
+        if reading.is_finite:
+            for mover in movers:
                 for group in mover.optimizer.param_groups:
                     group["lr"] = mover.rate(step)
                 mover.optimizer.step()
-                mover.optimizer.zero_grad(set_to_none=True)
-        self.job.after_step(outcomes, step)
-        self.average.follow()
-        return sums | norms
+            self.job.after_step(outcomes, step)
+            self.average.follow()
+        for mover in movers:
+            mover.optimizer.zero_grad(set_to_none=True)
+        return reading
 
-    def norms(self, phases: list[Phase], step: int) -> dict[str, Tensor]:
-        """Clips all gradients; returns their norms before. Nothing moves if one is not finite."""
-        norms = {}
+    def part(
+        self, stream: Iterator[Any], phases: list[Phase], step: int, readings: Readings
+    ) -> Any:
+        """Adds a part's gradients to those of the movers; returns what it prepared."""
+        begin = time.monotonic()
+        batch = next(stream)
+        self.stalled += time.monotonic() - begin
+        readings.add_part(batch)
+        with computing_in(self.config.precision, self.world.device):
+            outcome = self.job.prepare(batch, step)
         for phase in phases:
-            for mover in phase.movers:
-                self.world.average_gradients(mover.parameters)
-                norm = nn.utils.clip_grad_norm_(mover.parameters, mover.clip or math.inf)
-                norms[f"gradient/{mover.name}"] = norm
-        bad = [name for name, norm in norms.items() if not bool(norm.isfinite())]
-        if self.world.any(bool(bad)):
-            raise NonFiniteError(
-                f"the {' and the '.join(bad) or 'gradient of another rank'} is not finite at step "
-                f"{step}; no weight was moved; lower the learning rate or set a clip"
-            )
-        return norms
+            with computing_in(self.config.precision, self.world.device):
+                terms = phase.objective(outcome, step)
+            moved = [p for mover in phase.movers for p in mover.parameters]
+            (terms.total / self.config.accumulate).backward(inputs=moved)
+            readings.add_terms(phase.name, terms)  # now that going back has filled in the watched
+        return outcome
 
-    def report(self, step: int, values: dict[str, Tensor]) -> None:
+    def norm(self, mover: Mover) -> Tensor:
+        """Averages a mover's gradient over the ranks and clips it; returns its norm before."""
+        self.world.average_gradients(mover.parameters)
+        return nn.utils.clip_grad_norm_(mover.parameters, mover.clip or math.inf)
+
+    def recover(self, reading: Reading, step: int) -> int:
+        """Leaves a batch out, or goes back; returns the steps that are done then."""
+        fault = fault_of(reading, self.job.phases, step, self.world)
+        state = self.sentinel.answer(fault)
+        self.buffers.put_back()
+        if state is not None:
+            step = self.put_back(state)
+            self.run.close()
+            self.run.start_log(step, self.config.trackers)
+        self.run.log(step + 1, self.sentinel.values_of(fault))
+        self.tick(step, f"{fault.words}; {'skipped' if state is None else f'back at step {step}'}")
+        return step
+
+    def report(self, step: int, reading: Reading) -> None:
         if step % self.config.log_every and step != self.config.steps:
             if step % 10 == 0:
                 self.tick(step, "")
             return
-        plain = {name: float(self.world.mean(value)) for name, value in values.items()}
         stall = self.stalled / self.seconds
-        plain |= {
+        plain = reading.means | {
             f"rate/{mover.name}": mover.rate(step - 1)
             for phase in self.job.phases
             for mover in phase.movers
@@ -200,51 +216,37 @@ class _Fit:
         return improved
 
     def save(self, step: int, is_best: bool) -> None:
-        state = TrainingState(step, self.tensors(), finite({
+        tensors = tensors_of_training(self.job, self.average, self.world)
+        state = TrainingState(step, tensors, finite({
             "seconds": self.seconds, "stalled": self.stalled, "best": self.best,
-            "values": self.values,
+            "values": self.values, "drawn": self.drawn, "counts": self.sentinel.counts,
         }))  # fmt: skip
         if self.world.is_main:
             save_state(self.run.checkpoints, state, is_best=is_best)
+        self.sentinel.settle()
         self.world.barrier()
-
-    def tensors(self) -> dict[str, Tensor]:
-        tensors = {f"random/{name}": value for name, value in _random(self.world).items()}
-        for name, module in self.job.modules.items():
-            tensors |= {f"module/{name}/{k}": v for k, v in module.state_dict().items()}
-        for mover in (m for phase in self.job.phases for m in phase.movers):
-            state = tensors_of_optimizer(mover.optimizer)
-            tensors |= {f"optimizer/{mover.name}/{k}": v for k, v in state.items()}
-        return tensors | {f"average/{k}": v for k, v in self.average.tensors.items()}
 
     def resume(self) -> int:
         state = load_state(self.run.checkpoints)
         if state is None:
             return 0
-        for name, module in self.job.modules.items():
-            put_tensors(module, _below(state.tensors, f"module/{name}/"), f"'{name}'")
-        for mover in (m for phase in self.job.phases for m in phase.movers):
-            put_optimizer(mover.optimizer, _below(state.tensors, f"optimizer/{mover.name}/"))
-        self.average.restore(_below(state.tensors, "average/"))
-        _set_random(_below(state.tensors, "random/"), self.world)
         self.seconds, self.stalled = state.values["seconds"], state.values["stalled"]
+        self.drawn, self.sentinel.counts = state.values["drawn"], state.values["counts"]
+        return self.put_back(state)
+
+    def put_back(self, state: TrainingState) -> int:
+        """All but the place in the data, the clocks and the counts."""
+        put_training(self.job, self.average, self.world, state.tensors)
         self.values = state.values["values"]
         self.best = math.inf if state.values["best"] is None else state.values["best"]
         return state.step
 
 
-def _refuse_non_finite(terms: Terms, phase: str, step: int, batch: Any, world: World) -> None:
-    names = [name for name in terms.losses if terms.weights[name]]
-    fine = torch.stack([terms.losses[name].detach().float() for name in names]).isfinite()
-    if not world.any(not bool(fine.all())):
-        return
-    bad = [name for name, ok in zip(names, fine.tolist(), strict=True) if not ok]
-    where = getattr(batch, "indices", None)
-    samples = f" (samples {where.tolist()[:8]} ...)" if isinstance(where, Tensor) else ""
-    raise NonFiniteError(
-        f"the loss term '{phase}/{(bad or ['of another rank'])[0]}' is not finite at step {step}"
-        f"{samples}; no weight was moved; lower the learning rate, or look at those samples"
-    )
+def _put_into_training(job: Job) -> None:
+    """Turns on noise where a whole module is in evaluation mode; a part frozen in it stays so."""
+    for module in job.modules.values():
+        if not module.training:
+            module.train()
 
 
 @contextmanager
@@ -276,26 +278,3 @@ def _undisturbed(job: Job, world: World) -> Generator[None]:
     finally:
         for part, mode in zip(parts, modes, strict=True):
             part.training = mode
-
-
-def _random(world: World) -> dict[str, Tensor]:
-    """Every rank's random states, a row each."""
-    states = {"cpu": torch.get_rng_state()}
-    if world.device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(world.device)
-    return {k: world.gather(state[None].to(world.device)).cpu() for k, state in states.items()}
-
-
-def _set_random(states: dict[str, Tensor], world: World) -> None:
-    for name, rows in states.items():
-        if world.rank >= len(rows):
-            continue  # a rank that was not there before keeps the state it was seeded with
-        state = rows[world.rank].clone()  # torch 2.15 reads a row from its tensor's beginning
-        if name == "cpu":
-            torch.set_rng_state(state)
-        elif world.device.type == name:
-            torch.cuda.set_rng_state(state, world.device)
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

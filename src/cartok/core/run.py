@@ -9,6 +9,8 @@ runs/NAME/
   samples/         pictures a person looks at
   tensorboard/     the log's numbers again, for TensorBoard
   trackers/        the names other services know the run by
+  fault.md         why it stopped, if something was not finite, until it gets further; for
+  fault.json       people and for programs
 """
 
 import json
@@ -38,7 +40,7 @@ from cartok.core.parallel import World
 from cartok.core.trackers import Tracker, TrackerName, open_tracker
 
 _PARTS = ("record.json", "log.jsonl", "checkpoints", "model", "samples", "tensorboard",
-          "trackers")  # fmt: skip
+          "trackers", "fault.json", "fault.md")  # fmt: skip
 
 
 @dataclass
