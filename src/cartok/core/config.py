@@ -80,9 +80,13 @@ def read_config(cls: type[T], path: Path) -> T:
 def explain(cls: type, error: ValidationError) -> str:
     """One line for a failed validation: the first fault, with the nearest key if one is unknown."""
     fault = error.errors()[0]
-    where = ".".join(str(part) for part in fault["loc"])
+    keys, found = _at(cls, fault["loc"])
+    where = ".".join(keys)
     if fault["type"] == "unexpected_keyword_argument":
-        return f"unknown key '{where}'; {_nearest(cls, fault['loc'])}"
+        return f"unknown key '{where}'; {_nearest(found[0], keys)}"
+    if fault["type"] == "union_tag_invalid":
+        kind = fault["ctx"]["tag"]
+        return f"'{where}' has no kind '{kind}'; {nearest(kind, [c.kind for c in found])}"
     if fault["type"] == "missing":
         return f"the key '{where}' is missing"
     reason = fault["msg"].removeprefix("Value error, ")
@@ -97,10 +101,24 @@ def nearest(word: str, choices: list[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"choose one of: {', '.join(choices)}"
 
 
-def _nearest(cls: type, location: tuple) -> str:
-    *parents, word = (str(part) for part in location)
-    for name in parents:  # an index into a tuple is a parent too, and has no type of its own
-        cls = next(iter(_configs_in(get_type_hints(cls).get(name))), cls)
+def _at(cls: type, location: tuple) -> tuple[list[str], list[Any]]:
+    """The keys of a location, and the configs it may lie in; a union's tag is no key."""
+    keys: list[str] = []
+    found: list[Any] = [cls]
+    for part in map(str, location):
+        tagged = [option for option in found if getattr(option, "kind", None) == part]
+        if len(found) > 1 and tagged:
+            found = tagged
+            continue
+        keys.append(part)
+        if dataclasses.is_dataclass(found[0]):
+            # An index into a tuple is a part too, and has no type of its own.
+            found = _configs_in(get_type_hints(found[0]).get(part)) or found
+    return keys, found
+
+
+def _nearest(cls: Any, location: list[str]) -> str:
+    *parents, word = location
     if not dataclasses.is_dataclass(cls):
         return "take it out"
     keys = [".".join([*parents, field.name]) for field in dataclasses.fields(cls)]

@@ -1,14 +1,14 @@
 """What all verbs share: their options as dataclasses, recipes under them, progress on stderr."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 from rich.console import Console
 
-from cartok.core.config import read_config
+from cartok.core.config import nearest, read_config
 from cartok.core.errors import UserError
 from cartok.core.progress import Progress
 from cartok.recipes import recipe_of
@@ -35,7 +35,9 @@ class Where:
 def parse(cls: Callable[..., T], arguments: list[str], verb: str, default: Any = None) -> T:
     """The options of a verb; a mistyped one ends the program with the nearest right ones."""
     given = {} if default is None else {"default": default}
-    chosen = tyro.cli(cls, args=arguments, prog=f"cartok {verb}", **given)
+    # A choice of configs is made before; its options are then plain ones, not subcommands.
+    plain = (tyro.conf.AvoidSubcommands,)
+    chosen = tyro.cli(cls, args=arguments, prog=f"cartok {verb}", config=plain, **given)
     if isinstance(chosen, Where) and chosen.resume and chosen.overwrite:
         raise UserError("--resume goes on and --overwrite starts again, but got both; give one")
     return chosen
@@ -56,8 +58,23 @@ def with_recipe(
             f"{verb} needs a recipe or --config FILE, but got {got}; see cartok recipes"
         )
     base = read_config(config, Path(path)) if path else recipe_of(table, name)
+    if hasattr(getattr(base, "model", None), "quantizer"):
+        kind = take_option(arguments, "--model.quantizer")
+        kind = kind or take_option(arguments, "--model.quantizer.kind")
+        base = _with_quantizer(base, kind)
     out = Path("runs") / (name or f"{Path(path).resolve().parent.name}-again")
     return parse(cls, arguments, f"{verb} {name}".strip(), cls(config=base, out=out))
+
+
+def _with_quantizer(base: Any, kind: str) -> Any:
+    """The config with another kind of quantizer; one of that kind already keeps what it says."""
+    from cartok.tokenizer.quantize.kinds import KINDS
+
+    if not kind or kind == base.model.quantizer.kind:
+        return base
+    if kind not in KINDS:
+        raise UserError(f"--model.quantizer has no kind '{kind}'; {nearest(kind, list(KINDS))}")
+    return replace(base, model=replace(base.model, quantizer=KINDS[kind][0]()))
 
 
 def take_option(arguments: list[str], name: str) -> str:

@@ -1,8 +1,9 @@
 """Latents to codes and tokens: one interface, one file for each way."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -16,9 +17,12 @@ class Statistics:
     """What a step says of a codebook; reduced over the ranks before ``update`` hears of it."""
 
     counts: Float[Tensor, " code"]
-    """How often each code was taken."""
+    """How often each code was taken; of residual codes, those of one level after another."""
     candidates: Float[Tensor, "candidate channel"]
-    """Latents of this step, as they entered the lookup: where an unused code may be born again."""
+    """Latents of this step, as they entered the lookup: where an unused code may be born again.
+    Picture after picture, in raster order; of residual codes, what each level had to explain."""
+    sums: Float[Tensor, "mean width"] = field(default_factory=lambda: torch.zeros(0, 0))
+    """For every code the sum of the latents that took it; empty where no code follows a mean."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,11 @@ class Quantizer(nn.Module, ABC):
     """Channels of latents and codes."""
     tokens_per_cell: int = 1
     """Tokens that one latent becomes, side by side in its row; more than 1 for residual codes."""
-    learns_by_update: bool = False
-    """True if ``update`` moves codes; else the ranks need not tell each other what they saw."""
+
+    @property
+    def learns_by_update(self) -> bool:
+        """True if ``update`` moves codes; else the ranks need not tell each other what they saw."""
+        return False
 
     @abstractmethod
     def forward(self, latents: Latents) -> Quantized:
