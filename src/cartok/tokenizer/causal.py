@@ -11,159 +11,125 @@ The predictor trains on that loss as it is. The encoder feels it times lambda: t
 scaled where it enters the latents, which is what the paper's division of the predictor's loss by
 lambda comes to. At lambda 0 the latents are detached, and the predictor is a pure probe.
 
-What the paper leaves open is a field of ``CausalConfig``.
+What the paper leaves open is a field of ``CausalConfig`` (``forms.py``).
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cartok.core.config import config
-from cartok.core.shapes import Latents, Sequence
-from cartok.layers import Transformer, TransformerConfig, rotary_table
+from cartok.core.errors import UserError
+from cartok.core.shapes import Codes, Latents, Logits, Sequence, Tokens, TokenSequence
+from cartok.layers import Rotary, Transformer, rotary_table
+from cartok.tokenizer.controls import CausalLoss, Scalar, share_of_gradient, variance_of
+from cartok.tokenizer.forms import CausalConfig
 from cartok.tokenizer.model import Encoded
+from cartok.tokenizer.order import Permutation, in_order, in_raster_order, on_grid, order_of
 
-Scalar = Float[Tensor, ""]
-
-
-@config
-class CausalConfig:
-    """The regulariser; defaults are the paper's, or the likeliest reading where it is silent."""
-
-    weight: float = 4.0
-    """Lambda. 0 leaves the encoder alone: switching the contribution off is this one number."""
-    anneal_steps: int = 1000
-    """Steps over which the weight rises from 0, in a straight line."""
-    watch: bool = True
-    """At weight 0, still train the predictor on detached latents, as the twin to compare with."""
-    transformer: TransformerConfig = TransformerConfig(width=1024, depth=2, heads=16)
-    """Depth 2 is the paper's; the width is not stated (1024 costs 3.5 % of a step, 1280 5 %)."""
-    weight_decay: float = 0.1
-    """Of the predictor's own AdamW; its rate and betas are the codec's at every step."""
-    space: Literal["lookup", "projected", "encoder"] = "lookup"
-    """Which latents: as they enter the look-up, before normalisation, or the encoder's output."""
-    reads: Literal["latents", "codes", "noisy"] = "latents"
-    """What the predictor sees: the latents, straight-through codes, or latents with noise of the
-    quantisation's size. The paper reads latents; the other two leave no room to hide the next
-    latent where the codebook drops it."""
-    detach_target: bool = False
-    loss: Literal["l2", "cosine"] = "l2"
-    start: Literal["skip", "learned"] = "skip"
-    """Position 0: not predicted, or predicted from a learned start vector."""
-    scale: Literal["auto", "none", "variance"] = "auto"
-    """Division by the detached batch variance, since the weight means nothing where latents have a
-    free scale; auto divides off the unit sphere only."""
-
-    def __post_init__(self):
-        if min(self.weight, self.anneal_steps, self.weight_decay) < 0:
-            raise ValueError(
-                f"weight, anneal_steps and weight_decay must not be negative: {self.weight:g}, "
-                f"{self.anneal_steps}, {self.weight_decay:g}"
-            )
-        if self.space != "lookup" and self.reads != "latents":
-            raise ValueError(
-                f"reads '{self.reads}' compares codes with the latents that enter the look-up; "
-                f"space must then be 'lookup', not '{self.space}'"
-            )
-
-    def weight_at(self, step: int) -> float:
-        """Lambda at a step, counted from 0."""
-        return self.weight * min(1.0, step / self.anneal_steps if self.anneal_steps else 1.0)
-
-    @property
-    def is_used(self) -> bool:
-        """True if a predictor exists: it regularises, or it watches."""
-        return self.weight > 0 or self.watch
-
-
-@dataclass(frozen=True)
-class CausalLoss:
-    """The regulariser's loss, and what shows whether it is won without helping."""
-
-    loss: Scalar
-    """What is minimised; its gradient reaches the encoder times lambda."""
-    next_latent_mse: Scalar
-    """Mean squared error of the next latent. Below the commitment error beside it, suspect that
-    the next latent is hidden under the quantisation step."""
-    next_latent_r2: Scalar
-    """Share of the variance that is predicted; unlike the error, shrinking cannot raise it."""
-    latent_variance: Scalar
-    """Over batch and positions, mean of channels. Falls when latents shrink to be predictable."""
-
-    @property
-    def watched(self) -> dict[str, Scalar]:
-        """What is logged beside the loss."""
-        return {
-            "next_latent_mse": self.next_latent_mse,
-            "next_latent_r2": self.next_latent_r2,
-            "latent_variance": self.latent_variance,
-        }
+CodesOf = Callable[[Tokens], Codes]
+"""A quantizer's codebook, as a function."""
 
 
 class CausalPredictor(nn.Module):
-    """Predicts each vector of a sequence from those before it.
+    """Predicts each vector of a sequence, or its token, from those before it.
 
     The stage-2 transformer with its token embedding replaced by one linear layer (paper, A.1) and,
-    for want of a classifier, one linear layer back to the latents' channels.
+    for want of a classifier, one linear layer back to the latents' channels. With ``loss="ce"``
+    that layer is the classifier, over ``codebook_size`` tokens.
     """
 
-    def __init__(self, config: CausalConfig, channels: int):
+    def __init__(self, config: CausalConfig, channels: int, codebook_size: int = 0):
         super().__init__()
+        if config.loss == "ce" and not codebook_size:
+            raise UserError(
+                "loss 'ce' predicts tokens, but codebook_size is 0; pass the codebook's"
+            )
         self.config = config
         self.read = nn.Linear(channels, config.transformer.width)
         self.transformer = Transformer(config.transformer)
-        self.write = nn.Linear(config.transformer.width, channels)
-        self._tables: dict[tuple, Tensor] = {}
+        outputs = codebook_size if config.loss == "ce" else channels
+        self.write = nn.Linear(config.transformer.width, outputs)
+        self._places: dict[tuple, tuple[Permutation, Rotary]] = {}
         if config.start == "learned":
             self.start = nn.Parameter(torch.zeros(config.transformer.width))
 
-    def forward(self, latents: Latents) -> Sequence:
-        """Predictions in raster order.
+    def forward(self, latents: Latents) -> Sequence | Logits:
+        """Predictions of the cells in the config's order.
 
         With ``start="skip"`` one fewer than cells: entry i predicts cell i + 1 from cells 0 to i.
         With ``start="learned"`` one for every cell, the first from the start vector.
         """
-        rows, cols = latents.shape[-2:]
-        inputs = self.read(in_raster_order(latents)[:, :-1])
-        prefix = 0
+        _, rotary = self._places_of(latents)
+        inputs = self.read(self.sequence_of(latents)[:, :-1])
         if self.config.start == "learned":
             start = self.start.to(inputs.dtype).expand(len(inputs), 1, -1)
-            inputs, prefix = torch.cat([start, inputs], dim=1), 1
-        return self.write(self.transformer(inputs, self._rotary(rows, cols, prefix, inputs)))
+            inputs = torch.cat([start, inputs], dim=1)
+        return self.write(self.transformer(inputs, rotary))
+
+    def sequence_of(self, latents: Latents) -> Sequence:
+        """All the grid's vectors in the config's order."""
+        if self.config.order == "raster":
+            return in_raster_order(latents)
+        return in_order(latents, self._places_of(latents)[0])
 
     def regularise(
-        self, encoded: Encoded, weight: float, generator: torch.Generator | None = None
+        self,
+        encoded: Encoded,
+        weight: float,
+        generator: torch.Generator | None = None,
+        codes_of: CodesOf | None = None,
     ) -> CausalLoss:
         """The loss on a batch's latents; the encoder's share of the gradient is ``weight`` times.
 
-        ``generator`` draws the noise of ``reads="noisy"``.
+        ``generator`` draws the noise of ``reads="noisy"`` and which inputs are sampled. Sampled
+        tokens, of loss ``ce``, need ``codes_of``, the quantizer's.
+
+        Raises:
+            UserError: loss ``ce`` meets a quantizer that makes several tokens of a latent, or has
+                to sample without ``codes_of``.
         """
-        latents = scale_gradient(self._latents(encoded), weight)
-        target = in_raster_order(latents).float()
-        predicted = self(self._inputs(latents, encoded, generator)).float()
-        target = target[:, target.shape[1] - predicted.shape[1] :]
-        kept = target.detach()
-        variance = kept.var((0, 1), correction=0).mean()
-        mse = F.mse_loss(predicted.detach(), kept)
-        if self.config.detach_target:
-            target = kept
+        if self.config.loss == "ce":
+            _refuse_several_tokens(encoded)
+        found = self._latents(encoded)
+        latents = scale_gradient(found, weight)
+        share = share_of_gradient(found, latents, weight)
+        inputs = self._inputs(latents, encoded, generator)
+        if self.config.scheduled_sampling and self.training:
+            inputs = self._sampled(inputs, generator, codes_of)
+        predicted = self(inputs).float()
+        num = predicted.shape[1]
+        watched = {
+            "latent_variance": variance_of(self.sequence_of(latents.detach())[:, -num:].float()),
+            "quantisation_mse": encoded.quantized.error,
+            "causal_share": share,
+        }
+        if self.config.loss == "ce":
+            tokens = self._tokens(encoded)[:, -num:]
+            loss = F.cross_entropy(predicted.flatten(0, 1), tokens.flatten())
+            right = (predicted.detach().argmax(-1) == tokens).float().mean()
+            return CausalLoss(loss, None, None, next_token_accuracy=right, **watched)
+        target = self.sequence_of(self._target(latents, encoded))[:, -num:].float()
+        variance = variance_of(target)
         loss = self._distance(predicted, target)
         if self._divides(encoded):
-            loss = loss / variance.clamp_min(1e-6)
-        return CausalLoss(loss, mse, 1 - mse / variance.clamp_min(1e-12), variance)
+            loss = loss / self._divisor(variance)
+        mse = F.mse_loss(self._sized(predicted, target).detach(), target.detach())
+        r2 = 1 - mse / variance.detach().clamp_min(1e-12)
+        return CausalLoss(loss, mse, r2, **watched)
 
-    def _rotary(self, rows: int, cols: int, prefix: int, like: Tensor) -> Tensor:
-        """The table of a grid, made once on each device: making it would stall a GPU every step."""
-        key = (rows, cols, like.device)
-        if key not in self._tables:
-            shape = self.config.transformer
-            table = rotary_table(rows, cols, shape.head_dim, shape.rope_base, prefix)
-            self._tables[key] = table.to(like.device)
-        return self._tables[key]
+    def _places_of(self, latents: Latents) -> tuple[Permutation, Rotary]:
+        """A grid's order and rotary angles, made once on each device, since it stalls a GPU."""
+        rows, cols = latents.shape[-2:]
+        key = (rows, cols, latents.device)
+        if key not in self._places:
+            shape, prefix = self.config.transformer, int(self.config.start == "learned")
+            order = order_of(self.config.order, rows, cols)
+            rotary = rotary_table(rows, cols, shape.head_dim, shape.rope_base, prefix)
+            rotary = torch.cat([rotary[:prefix], rotary[prefix:][order]])
+            self._places[key] = order.to(latents.device), rotary.to(latents.device)
+        return self._places[key]
 
     def _latents(self, encoded: Encoded) -> Latents:
         return {
@@ -178,27 +144,81 @@ class CausalPredictor(nn.Module):
         if self.config.reads == "latents":
             return latents
         if self.config.reads == "codes":
-            return latents + (encoded.quantized.codes - encoded.quantized.latents).detach()
+            return _straight_through(latents, encoded)
         size = encoded.quantized.error.sqrt()
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
         return latents + size * noise
 
+    def _sampled(
+        self, inputs: Latents, generator: torch.Generator | None, codes_of: CodesOf | None
+    ) -> Latents:
+        """Inputs, some of which are what a first pass predicts in their place."""
+        order, _ = self._places_of(inputs)
+        true = self.sequence_of(inputs)
+        # Not under no_grad: autocast would keep the weights without gradient (pytorch#65766).
+        predicted = self(inputs.detach()).detach().float()
+        skipped = true.shape[1] - predicted.shape[1]
+        if self.config.loss == "ce":
+            own = self._codes(predicted.argmax(-1), codes_of)
+        else:
+            own = self._sized(predicted, true[:, skipped:].detach())
+        own = on_grid(torch.cat([true[:, :skipped], own], dim=1), order, *inputs.shape[-2:])
+        draws = torch.rand(inputs[:, :1].shape, generator=generator, device=inputs.device)
+        return torch.where(draws < self.config.scheduled_sampling, own.to(inputs.dtype), inputs)
+
+    def _codes(self, tokens: TokenSequence, codes_of: CodesOf | None) -> Sequence:
+        if codes_of is None:
+            raise UserError("loss 'ce' samples tokens, whose codes it must know; pass codes_of")
+        return in_raster_order(codes_of(tokens[:, None]).detach())
+
+    def _tokens(self, encoded: Encoded) -> TokenSequence:
+        order, _ = self._places_of(encoded.quantized.latents)
+        return encoded.quantized.tokens.flatten(1).index_select(1, order)
+
+    def _target(self, latents: Latents, encoded: Encoded) -> Latents:
+        if self.config.target == "codes":
+            return _straight_through(latents, encoded)
+        return latents.detach() if self.config.target == "detached" else latents
+
     def _distance(self, predicted: Sequence, target: Sequence) -> Scalar:
         if self.config.loss == "cosine":
             return 1 - F.cosine_similarity(predicted, target, dim=-1).mean()
-        return F.mse_loss(predicted, target)
+        if self.config.reduction == "norm":
+            return torch.linalg.vector_norm(predicted - target, dim=-1).mean()
+        channels = target.shape[-1] if self.config.reduction == "sum" else 1
+        return channels * F.mse_loss(predicted, target)
 
     def _divides(self, encoded: Encoded) -> bool:
-        if self.config.loss == "cosine" or self.config.scale == "none":
+        if self.config.loss != "l2" or self.config.scale == "none":
             return False
         # On the sphere a channel's mean square is 1/d whatever the encoder does.
         free = self.config.space != "lookup" or not encoded.quantized.on_sphere
-        return free or self.config.scale == "variance"
+        return free or self.config.scale != "auto"
+
+    def _divisor(self, variance: Scalar) -> Scalar:
+        """Of the loss's own power: the variance of squares, the deviation of a norm."""
+        variance = (variance if self.config.scale == "live" else variance.detach()).clamp_min(1e-6)
+        return variance.sqrt() if self.config.reduction == "norm" else variance
+
+    def _sized(self, predicted: Sequence, target: Sequence) -> Sequence:
+        """Predictions as vectors; the cosine leaves their length open, so it is the target's."""
+        if self.config.loss != "cosine":
+            return predicted
+        return F.normalize(predicted, dim=-1) * target.norm(dim=-1, keepdim=True)
 
 
-def in_raster_order(latents: Latents) -> Sequence:
-    """The grid's vectors left to right, then top to bottom."""
-    return latents.flatten(2).transpose(1, 2)
+def _straight_through(latents: Latents, encoded: Encoded) -> Codes:
+    """The codes, whose gradient goes to these latents."""
+    return latents + (encoded.quantized.codes - encoded.quantized.latents).detach()
+
+
+def _refuse_several_tokens(encoded: Encoded) -> None:
+    cells, tokens = encoded.quantized.latents[:, 0].numel(), encoded.quantized.tokens.numel()
+    if tokens != cells:
+        raise UserError(
+            f"loss 'ce' predicts one token of a latent, but this quantizer makes "
+            f"{tokens // cells}; set causal.loss to 'l2'"
+        )
 
 
 class _ScaleGradient(torch.autograd.Function):
