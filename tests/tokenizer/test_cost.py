@@ -8,10 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cartok.layers import TransformerConfig
 from cartok.recipes.tokenizer import causal_16k
-from cartok.tokenizer.causal import CausalConfig
+from cartok.tokenizer.causal import CausalConfig, CausalPredictor
 from cartok.tokenizer.codec import CodecConfig
-from cartok.tokenizer.cost import StepFlops, count_flops, equal_steps
-from cartok.tokenizer.critic import CriticConfig
+from cartok.tokenizer.cost import Networks, StepFlops, channels_read, count_flops, equal_steps
+from cartok.tokenizer.critic import Critic, CriticConfig
 from cartok.tokenizer.losses import LossConfig
 from cartok.tokenizer.model import Tokenizer, TokenizerConfig
 from cartok.tokenizer.quantize.vq import VQConfig
@@ -29,6 +29,14 @@ def conv(before: int, after: int, side: int, cells: int) -> int:
     return 2 * before * after * side**2 * cells
 
 
+def counted(losses: LossConfig, causal: CausalConfig, size: int) -> StepFlops:
+    with torch.device("meta"):
+        predictor = CausalPredictor(causal, channels_read(MODEL, causal), 32)
+        critic = Critic(losses.critic) if losses.critic.weight else None
+        networks = Networks(Tokenizer(MODEL), causal=predictor, critic=critic)
+    return count_flops(networks, losses, size)
+
+
 def test_the_flops_of_a_small_codec_are_those_counted_by_hand():
     cells = 8 * 8  # 16 pixels, folded by 2; no further halving
     first = conv(3 * 2**2, 8, 3, cells)
@@ -39,7 +47,7 @@ def test_the_flops_of_a_small_codec_are_those_counted_by_hand():
     search = 2 * 32 * 4 * cells
     # Backward costs twice the forward, but no picture needs a gradient and no search has one.
     wanted = 3 * (first + encoder + between + decoder) - first + search
-    found = count_flops(MODEL, WITHOUT_CRITIC, CAUSAL, 16, None)
+    found = counted(WITHOUT_CRITIC, CAUSAL, 16)
     assert found.codec == wanted
     assert found.critic == 0
 
@@ -50,7 +58,7 @@ def test_the_flops_of_the_predictor_are_those_counted_by_hand():
     layer = 4 * net.width**2 + 3 * net.width * net.hidden
     matrices = net.depth * layer + 2 * 4 * net.width
     attention = net.depth * 2 * positions * net.width  # scores and mix, each over all positions
-    found = count_flops(MODEL, WITHOUT_CRITIC, CAUSAL, 16, None)
+    found = counted(WITHOUT_CRITIC, CAUSAL, 16)
     wanted = 3 * 2 * (matrices + attention) * positions
     # How attention's backward is counted depends on the kernel that torch picks.
     assert found.causal == pytest.approx(wanted, rel=0.1)
@@ -62,30 +70,30 @@ def test_the_flops_of_a_picture_do_not_depend_on_batch_or_device():
         encoded = tokenizer.encode(torch.zeros(5, 3, 16, 16))
         image, quantized = tokenizer.decode(encoded.quantized.codes), encoded.quantized
         (image.sum() + quantized.losses["codebook"] + quantized.losses["commitment"]).backward()
-    found = count_flops(MODEL, WITHOUT_CRITIC, CAUSAL, 16, None)
+    found = counted(WITHOUT_CRITIC, CAUSAL, 16)
     assert counter.get_total_flops() / 5 == found.codec
 
 
 def test_convolutions_cost_four_times_as_much_at_twice_the_side():
-    small, large = (count_flops(MODEL, WITHOUT_CRITIC, CAUSAL, size, None) for size in (16, 32))
+    small, large = (counted(WITHOUT_CRITIC, CAUSAL, size) for size in (16, 32))
     assert large.codec == 4 * small.codec
     assert large.causal > 4 * small.causal  # attention grows faster
 
 
 def test_each_part_that_is_switched_off_costs_nothing():
     losses = LossConfig(critic=CriticConfig(channels=8, layers=2))
-    both = count_flops(MODEL, losses, CAUSAL, 16, None)
+    both = counted(losses, CAUSAL, 16)
     assert both.critic > 0
     assert both.causal > 0
-    without = count_flops(MODEL, losses, replace(CAUSAL, weight=0.0, watch=True), 16, None)
+    without = counted(losses, replace(CAUSAL, weight=0.0, watch=True), 16)
     assert without == StepFlops(both.codec, both.critic, 0.0)
-    alone = count_flops(MODEL, WITHOUT_CRITIC, CAUSAL, 16, None)
+    alone = counted(WITHOUT_CRITIC, CAUSAL, 16)
     assert alone == StepFlops(both.codec, 0.0, both.causal)
 
 
 @pytest.mark.parametrize("space", ["lookup", "projected", "encoder"])
 def test_every_space_can_be_counted(space):
-    found = count_flops(MODEL, WITHOUT_CRITIC, replace(CAUSAL, space=space), 16, None)
+    found = counted(WITHOUT_CRITIC, replace(CAUSAL, space=space), 16)
     assert found.causal > 0
 
 
@@ -124,9 +132,16 @@ def test_equal_steps_are_the_most_that_the_budget_pays_for(
 
 def test_the_papers_recipe_takes_3_to_5_percent_fewer_steps():
     run = causal_16k()
-    flops = count_flops(run.model, run.losses, run.causal, run.view.size, None)
+    with torch.device("meta"):
+        tokenizer = Tokenizer(run.model)
+        predictor = CausalPredictor(run.causal, run.model.quantizer.dim)
+        critic = Critic(run.losses.critic)
+    flops = count_flops(Networks(tokenizer, predictor, critic), run.losses, run.view.size)
     steps = equal_steps(run.loop.steps, flops, run.losses)
-    # 3.3 % at the width of 1024 that is our reading; the paper rounds to 5 % and takes 380k.
+    # 3.8 % at the width of 1024 that is our reading; the paper rounds to 5 % and takes 380k.
     assert 380_000 <= steps <= 388_000
-    # LlamaGen's VQ-16 of 69.2 and 126.4 GMAC forward, and twice that backward.
-    assert flops.codec == pytest.approx(3 * 2 * (69.2e9 + 126.4e9), rel=0.01)
+    # LlamaGen's VQ-16 of 69.2 and 126.4 GMAC forward, and twice that backward; less 5/9 of the
+    # four convolutions after an upsampling, which are done in one with it.
+    upsampling = 9 * (512**2 * 32**2 + 256**2 * (64**2 + 128**2) + 128**2 * 256**2)
+    wanted = 69.2e9 + 126.4e9 - 5 / 9 * upsampling
+    assert flops.codec == pytest.approx(3 * 2 * wanted, rel=0.01)

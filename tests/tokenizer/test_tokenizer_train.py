@@ -77,7 +77,7 @@ def assert_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
 def test_the_movers_hold_every_parameter_once_and_nothing_else(pictures):
     job = TokenizerJob(toy(), pictures, World())
     assert [(phase.name, [mover.name for mover in phase.movers]) for phase in job.phases] == [
-        ("codec", ["tokenizer", "causal"]), ("critic", ["critic"]),
+        ("codec", ["tokenizer", "causal", "twin"]), ("critic", ["critic"]),
     ]  # fmt: skip
     movers = [mover for phase in job.phases for mover in phase.movers]
     moved = [id(p) for mover in movers for p in mover.parameters]
@@ -91,7 +91,7 @@ def test_gradients_of_each_phase_reach_all_parameters_of_its_movers_and_no_other
     job = TokenizerJob(toy(losses={"critic": CriticConfig(channels=8, layers=2, start=0, ramp=0)},
                            causal={"anneal_steps": 0}), pictures, World())  # fmt: skip
     # At chance both sides of the hinge pull at the last bias alike: put the verdicts past a margin.
-    torch.nn.init.constant_(job.critic.layers[-1].bias, 2.0)
+    torch.nn.init.constant_(job.parts.critic.layers[-1].bias, 2.0)
     outcome = job.prepare(next(job.batches(0)), 1)
     for phase in job.phases:
         moved = {id(p) for mover in phase.movers for p in mover.parameters}
@@ -124,7 +124,7 @@ def test_the_codec_hears_the_critic_only_after_its_start(train):
     # Steps 0 to 6 are taken without it: at its start, step 6, the ramp is still at 0.
     for steps, same in ((7, True), (8, False)):
         with_critic, without = train(toy(steps)), train(toy(steps, losses=silent))
-        assert without.critic is None
+        assert without.parts.critic is None
         assert alike(with_critic, without) is same
 
 
@@ -349,9 +349,11 @@ def test_the_facts_say_what_the_training_was(pictures):
         "pictures_digest": pictures.digest,
         "seconds": 2.0,
         "stall_share": 0.1,
+        "skips": 0,
+        "rollbacks": 0,
         "tokenizer_digest": job.tokenizer.digest,
     }  # fmt: skip
-    assert facts["parameters"].keys() == {"tokenizer", "causal", "critic"}
+    assert facts["parameters"].keys() == {"tokenizer", "causal", "critic", "twin"}
     json.dumps(facts)
 
 

@@ -61,4 +61,5 @@ def adamw_of(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.o
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    fused = bool(parameters) and all(p.is_cuda for p in parameters)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)

@@ -6,7 +6,7 @@ started by ``torchrun``, one of many. Models never ask: they are made parallel f
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cartok.core.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,15 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def first(self, action: Callable[[], T]) -> T:
+        """What an action returns on every rank; the main one goes first, as to download a file."""
+        if self.size > 1 and not self.is_main:
+            self.barrier()
+        done = action()
+        if self.size > 1 and self.is_main:
+            self.barrier()
+        return done
+
     def shard(self, module: M) -> M:
         """Makes a plain model parallel: on the device, equal on all ranks, batch norms joined."""
         if self.size > 1 and self.device.type == "cuda":
@@ -131,4 +141,5 @@ def _device(name: str, local_rank: int) -> torch.device:
             raise UserError(f"--device {name} was asked for, but {torch.cuda.device_count()} exist")
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # the fastest kernel of each shape, tried once
     return device

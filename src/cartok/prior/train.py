@@ -112,6 +112,8 @@ class PriorJob:
             "tokenizer_digest": self.prior.tokenizer_digest,
             "seconds": outcome.seconds,
             "stall_share": outcome.stall_share,
+            "skips": outcome.skips,
+            "rollbacks": outcome.rollbacks,
         }
 
     def _objective(self, forward: Forward, step: int) -> Terms:

@@ -3,17 +3,29 @@
 Counted on shapes alone (the meta device), so a 256-pixel recipe takes a second on a laptop.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cartok.core.job import Terms
+from cartok.tokenizer.alignment import AlignmentHead
 from cartok.tokenizer.causal import CausalConfig, CausalPredictor
-from cartok.tokenizer.critic import Critic
+from cartok.tokenizer.critic import AnyCritic
 from cartok.tokenizer.losses import LossConfig, codec_terms, critic_terms
 from cartok.tokenizer.model import Tokenizer, TokenizerConfig
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a step, on the meta device; None where a recipe has none."""
+
+    tokenizer: Tokenizer
+    causal: CausalPredictor | None = None
+    critic: AnyCritic | None = None
+    alignment: AlignmentHead | None = None
+    perceptual: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -21,7 +33,7 @@ class StepFlops:
     """FLOPs a picture and step, forward and backward; a multiply-add counts as two."""
 
     codec: float
-    """Encoder, codebook, decoder, pixel and perceptual terms."""
+    """Encoder, codebook, decoder, pixel, perceptual and alignment terms."""
     critic: float
     """What the critic adds from the step on at which it learns."""
     causal: float
@@ -35,19 +47,14 @@ class StepFlops:
         return steps * (self.codec + self.causal) + learning * self.critic
 
 
-def count_flops(
-    model: TokenizerConfig, losses: LossConfig, causal: CausalConfig, size: int,
-    perceptual: nn.Module | None,
-) -> StepFlops:  # fmt: skip
+def count_flops(networks: Networks, losses: LossConfig, size: int) -> StepFlops:
     """Counts one step on pictures of ``size`` pixels a side."""
-    with torch.device("meta"):
-        tokenizer, critic = Tokenizer(model), Critic(losses.critic)
-        predictor = CausalPredictor(causal, channels_read(model, causal))
-    codec = with_critic = with_causal = _count(tokenizer, perceptual, losses, size)
-    if losses.critic.weight:
-        with_critic = _count(tokenizer, perceptual, losses, size, critic=critic)
-    if causal.weight:
-        with_causal = _count(tokenizer, perceptual, losses, size, predictor=predictor)
+    bare = replace(networks, causal=None, critic=None)
+    codec = with_critic = with_causal = _count(bare, losses, size)
+    if networks.critic is not None:
+        with_critic = _count(replace(bare, critic=networks.critic), losses, size)
+    if networks.causal is not None and networks.causal.config.weight:
+        with_causal = _count(replace(bare, causal=networks.causal), losses, size)
     return StepFlops(codec, with_critic - codec, with_causal - codec)
 
 
@@ -71,26 +78,36 @@ def channels_read(model: TokenizerConfig, causal: CausalConfig) -> int:
     return model.codec.latent_channels if encoder else model.quantizer.dim
 
 
-def _count(
-    tokenizer: Tokenizer, perceptual: nn.Module | None, losses: LossConfig, size: int, *,
-    critic: Critic | None = None, predictor: CausalPredictor | None = None,
-) -> float:  # fmt: skip
+def _count(networks: Networks, losses: LossConfig, size: int) -> float:
     image = torch.zeros(2, 3, size, size, device="meta")
+    tokenizer, predictor, critic = networks.tokenizer, networks.causal, networks.critic
     with FlopCounterMode(display=False) as counter:
         encoded = tokenizer.encode(image)
         reconstruction = tokenizer.decode(encoded.quantized.codes)
-        causal = predictor.regularise(encoded, 1.0) if predictor is not None else None
-        step = losses.critic.start + losses.critic.ramp
+        causal = alignment = None
+        if predictor is not None:
+            codes_of = tokenizer.quantizer.codes_of
+            causal = predictor.regularise(encoded, 1.0, codes_of=codes_of)
+        if networks.alignment is not None:
+            alignment = networks.alignment(encoded.encoder_output, image)
         terms = codec_terms(
             losses, image, reconstruction, encoded,
-            perceptual=perceptual, critic=critic, causal=causal, step=step,
+            perceptual=networks.perceptual, critic=critic, causal=causal, alignment=alignment,
+            step=losses.critic.start + losses.critic.ramp,
+            last_layer=tokenizer.decoder.last_layer,
         )  # fmt: skip
-        _backward(terms, [tokenizer, predictor])
+        _backward(terms, [tokenizer, predictor, networks.alignment])
         if critic is not None:
             _backward(critic_terms(critic, image, reconstruction), [critic])
     return counter.get_total_flops() / len(image)
 
 
 def _backward(terms: Terms, modules: list[nn.Module | None]) -> None:
-    moved = [p for module in modules if module is not None for p in module.parameters()]
+    moved = [
+        p
+        for module in modules
+        if module is not None
+        for p in module.parameters()
+        if p.requires_grad
+    ]
     terms.total.backward(inputs=moved)

@@ -20,6 +20,8 @@ from cartok.tokenizer.quantize import Quantized
 from cartok.tokenizer.quantize.kinds import QuantizerConfig, quantizer_of
 from cartok.tokenizer.quantize.vq import VQConfig
 
+_ENCODING = ("encoder.", "project_in.", "quantizer.")
+
 
 @config
 class TokenizerConfig:
@@ -65,8 +67,17 @@ class Tokenizer(nn.Module):
 
     @property
     def digest(self) -> str:
-        """Sixteen hex digits that name this network with its weights; tokens carry them."""
-        return digest_of_weights(dict_of(self.config), self.state_dict())
+        """Sixteen hex digits that name what makes the tokens, and that tokens carry.
+
+        The decoder has no part in it: one that is tuned later reads the same tokens.
+        """
+        makes = {"factor": self.factor, "quantizer": dict_of(self.config.quantizer)}
+        return digest_of_weights(makes, self.encoding_state())
+
+    def encoding_state(self) -> dict[str, Tensor]:
+        """The tensors that tokens depend on: encoder, projection and codebook."""
+        state = self.state_dict()
+        return {name: value for name, value in state.items() if name.startswith(_ENCODING)}
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens for a picture of this size, in pixels."""

@@ -1,15 +1,13 @@
 """Stage 1: a job of two phases, the codec with its causal predictor, and the critic."""
 
-import copy
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cartok.core.config import config
-from cartok.core.job import Evaluation, EvaluationConfig, LoopConfig, Mover, Phase, Terms
+from cartok.core.job import Evaluation, Mover, Phase, Terms
 from cartok.core.loop import Outcome, fit
 from cartok.core.optim import OptimConfig, adamw_of, rate_of
 from cartok.core.parallel import World
@@ -18,52 +16,14 @@ from cartok.core.run import Run
 from cartok.core.shapes import Image
 from cartok.data.batches import Batch, image_batches
 from cartok.data.pictures import Pictures
-from cartok.data.views import View
-from cartok.frozen import teacher
-from cartok.tokenizer.causal import CausalConfig, CausalLoss, CausalPredictor
 from cartok.tokenizer.codec import parameter_count
-from cartok.tokenizer.cost import channels_read, count_flops, equal_steps
-from cartok.tokenizer.critic import Critic
-from cartok.tokenizer.losses import LossConfig, codec_terms, critic_terms
-from cartok.tokenizer.model import Encoded, Tokenizer, TokenizerConfig
+from cartok.tokenizer.cost import count_flops, equal_steps
+from cartok.tokenizer.losses import codec_terms, critic_terms, verdicts_of
+from cartok.tokenizer.model import Encoded
 from cartok.tokenizer.quantize import Statistics
+from cartok.tokenizer.setup import TokenizerRun, assert_still, parts_of
 
-
-@config
-class TokenizerRun:
-    """Everything that decides a stage-1 training."""
-
-    data: str = "photos"
-    """'photos' (embedded), a folder or parquet of pictures, or 'hub:owner/name'."""
-    view: View = View(size=256, min_scale=0.8)
-    model: TokenizerConfig = TokenizerConfig()
-    causal: CausalConfig = CausalConfig()
-    losses: LossConfig = LossConfig()
-    optim: OptimConfig = OptimConfig()
-    """Of the codec and of the critic; the paper's is the same for both."""
-    loop: LoopConfig = LoopConfig(steps=400_000, batch=128)
-    equal_compute: bool = True
-    """loop.steps are those of a run without the regulariser; with it, the steps that its FLOPs
-    cost are taken off."""
-    evaluations: tuple[EvaluationConfig, ...] = ()
-    workers: int = 0
-    """Processes that read pictures; 0: this one."""
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.seed < 0 or self.workers < 0:
-            raise ValueError(f"seed and workers must not be negative: {self.seed}, {self.workers}")
-        size, factor, critic = self.view.size, self.model.codec.factor, self.losses.critic
-        if size % factor or size < 2 * factor:
-            raise ValueError(
-                f"view.size must be a multiple of the codec's factor {factor}, two or more times, "
-                f"but is {size}; change it, or model.codec"
-            )
-        if critic.weight and size < 3 * 2**critic.layers:
-            raise ValueError(
-                f"a critic of {critic.layers} layers needs pictures of {3 * 2**critic.layers} "
-                f"pixels or more, but view.size is {size}; lower losses.critic.layers"
-            )
+__all__ = ["Forward", "TokenizerJob", "TokenizerRun", "train_tokenizer"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +33,8 @@ class Forward:
     image: Image
     encoded: Encoded
     reconstruction: Image
+    verdicts: list[Tensor] = field(default_factory=list)
+    """The critic's mean verdicts on both, once it has given them."""
 
 
 class TokenizerJob:
@@ -81,19 +43,15 @@ class TokenizerJob:
     def __init__(self, config: TokenizerRun, pictures: Pictures, world: World):
         self.config, self.pictures, self.world = config, pictures, world
         torch.manual_seed(config.seed)
-        self.tokenizer = world.shard(Tokenizer(config.model))
-        self.causal = self._causal()
-        self.critic = world.shard(Critic(config.losses.critic)) if self._has_critic else None
-        self.perceptual = self._perceptual()
-        self.flops = count_flops(
-            config.model, config.losses, config.causal, config.view.size,
-            copy.deepcopy(self.perceptual).to("meta") if self.perceptual else None,
-        )  # fmt: skip
+        self.parts = parts_of(config, world)
+        self.flops = count_flops(self.parts.on_meta, config.losses, config.view.size)
         self.steps = config.loop.steps
         if config.equal_compute and config.causal.weight:
             self.steps = equal_steps(config.loop.steps, self.flops, config.losses)
-        parts = {"tokenizer": self.tokenizer, "causal": self.causal, "critic": self.critic}
-        self.modules = {name: module for name, module in parts.items() if module is not None}
+        if config.compile:
+            self.parts.compile()
+        self.tokenizer = self.parts.tokenizer
+        self.modules = self.parts.modules
         self.averaged = ("tokenizer",)
         self.phases = self._phases()
         # Ranks draw different noise from here on.
@@ -122,17 +80,13 @@ class TokenizerJob:
         return Forward(batch.image, encoded, self.tokenizer.decode(encoded.quantized.codes))
 
     def after_step(self, outcomes: list[Forward], step: int) -> None:
-        """Tells the quantizer what the whole batch, on all ranks, made of its codes."""
-        if not self.tokenizer.quantizer.learns_by_update:
-            return  # nothing is moved, so the ranks need not tell each other
-        seen = [outcome.encoded.quantized.statistics for outcome in outcomes]
-        counts = torch.stack([statistics.counts for statistics in seen]).sum(0)
-        candidates = torch.cat([statistics.candidates for statistics in seen])
-        num_pictures = sum(len(outcome.image) for outcome in outcomes)
-        mine = candidates.unflatten(0, (1, num_pictures, -1))
-        # Ranks took turns in the order of the pictures; so one process would have seen them.
-        everyone = self.world.gather(mine).transpose(0, 1).flatten(0, 2)
-        self.tokenizer.quantizer.update(Statistics(self.world.mean(counts), everyone), step)
+        """Tells quantizer and critic what the whole batch, on all ranks, made of them."""
+        critic = self.parts.critic
+        heard = [verdicts for outcome in outcomes for verdicts in outcome.verdicts]
+        if heard and critic is not None and critic.running is not None:
+            critic.running.update(self.world.mean(torch.stack(heard).mean(0)))
+        if self.tokenizer.quantizer.learns_by_update and self.config.trains == "all":
+            self.tokenizer.quantizer.update(self._statistics(outcomes), step)
 
     def facts(self, outcome: Outcome) -> dict[str, Any]:
         """What the record says of this training."""
@@ -146,35 +100,36 @@ class TokenizerJob:
             "pictures_digest": self.pictures.digest,
             "seconds": outcome.seconds,
             "stall_share": outcome.stall_share,
+            "skips": outcome.skips,
+            "rollbacks": outcome.rollbacks,
             "tokenizer_digest": self.tokenizer.digest,
         }
 
-    @property
-    def _has_critic(self) -> bool:
-        return self.config.losses.critic.weight > 0
-
-    def _causal(self) -> CausalPredictor | None:
-        causal = self.config.causal
-        if not causal.is_used:
-            return None
-        channels = channels_read(self.config.model, causal)
-        return self.world.shard(CausalPredictor(causal, channels))
-
-    def _perceptual(self) -> nn.Module | None:
-        if not self.config.losses.perceptual:
-            return None
-        return teacher().to(self.world.device)
+    def _statistics(self, outcomes: list[Forward]) -> Statistics:
+        """Of the whole batch, equal on all ranks."""
+        seen = [outcome.encoded.quantized.statistics for outcome in outcomes]
+        counts = torch.stack([statistics.counts for statistics in seen]).sum(0)
+        sums = torch.stack([statistics.sums for statistics in seen]).sum(0)
+        candidates = torch.cat([statistics.candidates for statistics in seen])
+        num_pictures = sum(len(outcome.image) for outcome in outcomes)
+        mine = candidates.unflatten(0, (1, num_pictures, -1))
+        # Ranks took turns in the order of the pictures; so one process would have seen them.
+        everyone = self.world.gather(mine).transpose(0, 1).flatten(0, 2)
+        return Statistics(self.world.mean(counts), everyone, self.world.mean(sums))
 
     def _phases(self) -> tuple[Phase, ...]:
-        config = self.config
-        movers = [self._mover("tokenizer", self.tokenizer, config.optim)]
-        if self.causal is not None:
-            own = replace(config.optim, weight_decay=config.causal.weight_decay)
-            movers.append(self._mover("causal", self.causal, own))
+        optim, parts = self.config.optim, self.parts
+        own = replace(optim, weight_decay=self.config.causal.weight_decay)
+        named = {"tokenizer": optim, "alignment": optim, "causal": own, "twin": own}
+        movers = [
+            self._mover(name, self.modules[name], how)
+            for name, how in named.items()
+            if name in self.modules
+        ]
         phases = [Phase("codec", tuple(movers), self._codec_objective)]
-        if self.critic is not None:
-            mover = self._mover("critic", self.critic, config.optim)
-            active = config.losses.critic.learns_at
+        if parts.critic is not None:
+            mover = self._mover("critic", parts.critic, optim)
+            active = self.config.losses.critic.learns_at
             phases.append(Phase("critic", (mover,), self._critic_objective, active))
         return tuple(phases)
 
@@ -183,18 +138,27 @@ class TokenizerJob:
         return Mover(name, module, optimizer, rate_of(optim, self.steps), optim.clip)
 
     def _codec_objective(self, forward: Forward, step: int) -> Terms:
-        causal: CausalLoss | None = None
-        if self.causal is not None:
+        parts, encoded = self.parts, forward.encoded
+        causal = twin = alignment = None
+        if parts.causal is not None:
             weight = self.config.causal.weight_at(step)
-            causal = self.causal.regularise(forward.encoded, weight)
+            codes_of = self.tokenizer.quantizer.codes_of
+            causal = parts.causal.regularise(encoded, weight, codes_of=codes_of)
+        if parts.twin is not None:
+            twin = parts.twin.regularise(encoded, 0.0)
+        if parts.alignment is not None:
+            alignment = parts.alignment(encoded.encoder_output, forward.image)
         return codec_terms(
-            self.config.losses, forward.image, forward.reconstruction, forward.encoded,
-            perceptual=self.perceptual, critic=self.critic, causal=causal, step=step,
+            self.config.losses, forward.image, forward.reconstruction, encoded,
+            perceptual=parts.perceptual, critic=parts.critic, causal=causal, twin=twin,
+            alignment=alignment, step=step, last_layer=self.tokenizer.decoder.last_layer,
         )  # fmt: skip
 
     def _critic_objective(self, forward: Forward, step: int) -> Terms:
-        assert self.critic is not None
-        return critic_terms(self.critic, forward.image, forward.reconstruction)
+        assert self.parts.critic is not None
+        terms = critic_terms(self.parts.critic, forward.image, forward.reconstruction)
+        forward.verdicts.append(verdicts_of(terms))
+        return terms
 
 
 def train_tokenizer(
@@ -207,6 +171,7 @@ def train_tokenizer(
     """Trains to the end, or to a SIGTERM; a finished run has ``model/`` and may have a record."""
     loop = replace(job.config.loop, steps=job.steps)
     outcome = fit(job, loop, run, evaluations=evaluations, tick=tick)
+    assert_still(job.parts)
     if outcome.finished and run.world.is_main:
         job.tokenizer.save(run.folder / "model")
     return outcome
