@@ -4,7 +4,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cartok.tokenizer.doctor import HIDDEN_R2, Measures, collapse_of, gaming_of
+from cartok.tokenizer.doctor import (
+    HIDDEN_R2,
+    LEAST_POINTS,
+    Measures,
+    coarse_codes,
+    code_collapse,
+    collapse_of,
+    early,
+    error_below_quantisation,
+    gaming_of,
+    hidden_prediction,
+    late,
+    latent_shrinkage,
+    measures_of,
+    regulariser_share,
+    span_of,
+)
 
 TWIN = Measures(latent_variance=0.12, r2_latents=0.29, r2_codes=0.26)
 # Codes follow latents: what the paper promises, in the numbers of a trial with noisy input.
@@ -92,3 +108,110 @@ def test_every_warning_is_one_line_with_the_numbers_and_what_to_do():
     text = " ".join(lines)
     for number in ("5.0%", "1.0e-05", "2.5 equal", "against 0.12", "rose by 0.66", "by 0.00"):
         assert number in text, number
+
+
+def curve(*levels, each=20):
+    """Steps of 10; every level for a while."""
+    values = [level for level in levels for _ in range(each)]
+    return [(10 * (index + 1), value) for index, value in enumerate(values)]
+
+
+def named(found):
+    return [(finding.fault, finding.severity) for finding in found]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=LEAST_POINTS, max_size=500), st.floats(-1e30, 1e30))
+def test_one_odd_batch_decides_neither_the_beginning_nor_the_end(values, odd):
+    for at in (0, len(values) - 1):
+        spoilt = values[:]
+        spoilt[at] = odd
+        points = list(enumerate(spoilt))
+        others = [value for index, value in enumerate(values) if index != at]
+        assert min(others) <= early(points) <= max(others)
+        assert min(others) <= late(points) <= max(others)
+
+
+def test_the_beginning_is_ten_points_however_long_the_run():
+    assert early(curve(1.0, *[0.0] * 100, each=10)) == 1.0
+    assert span_of(curve(2.0, 0.5)) == "from 2 (step 10) to 0.5 (step 400)"
+
+
+@pytest.mark.parametrize(
+    ("usage", "perplexity", "reachable", "expected"),
+    [
+        (0.05, 200.0, 1.0, [("codebook collapse", "fault")]),
+        (0.3, 200.0, 1.0, [("idle codes", "watch")]),
+        (0.5, 200.0, 1.0, []),
+        # 256 tokens of 4,096 codes: not more than 6 % can occur
+        (0.05, 200.0, 0.06, []),
+        (0.02, 80.0, 0.06, [("idle codes", "watch")]),
+        (0.001, 4.5, 0.06, [("codebook collapse", "fault")]),
+        (0.9, 3.0, 1.0, [("codebook collapse", "fault")]),
+        (None, 3.0, 1.0, [("codebook collapse", "fault")]),
+        (None, None, 1.0, []),
+    ],
+)
+def test_codes_are_counted_against_those_that_could_occur(usage, perplexity, reachable, expected):
+    assert named(code_collapse(usage, perplexity, reachable)) == expected
+
+
+@pytest.mark.parametrize(
+    ("dropped", "weight", "expected"),
+    [
+        (0.2, 1.0, []),
+        (0.51, 1.0, [("coarse codes", "watch")]),
+        (0.2, 0.0, [("dead gradient", "fault")]),
+    ],
+)
+def test_codes_far_from_their_latents_or_moved_by_nothing_are_named(dropped, weight, expected):
+    assert named(coarse_codes(curve(dropped), curve(1.0), weight)) == expected
+
+
+def test_latents_that_lost_more_than_half_of_their_variance_have_shrunk():
+    assert named(latent_shrinkage(curve(0.1, 0.049))) == [("latent shrinkage", "fault")]
+    assert latent_shrinkage(curve(0.1, 0.051)) == []
+    assert latent_shrinkage(curve(0.1, 0.5)) == []
+
+
+@pytest.mark.parametrize(
+    ("r2_latents", "r2_codes", "expected"),
+    [
+        (0.65, 0.45, []),  # noise as large as the quantisation
+        (0.62, 0.49, []),  # reads codes
+        (0.34, 0.26, []),  # without the regulariser
+        (0.86, 0.44, [("hidden prediction", "watch")]),  # reads latents, weight 4
+        (0.95, 0.26, [("hidden prediction", "fault")]),
+        (0.95, -0.4, [("hidden prediction", "fault")]),
+        (0.1, -5.0, [("hidden prediction", "fault")]),
+        (-0.2, -0.3, []),
+    ],
+)
+def test_prediction_that_codes_do_not_share_is_hidden(r2_latents, r2_codes, expected):
+    assert named(hidden_prediction(r2_latents, r2_codes)) == expected
+
+
+def test_an_error_below_the_quantisation_is_only_a_hint():
+    (hint,) = error_below_quantisation(curve(0.1, 0.004), curve(0.03, 0.005))
+    assert (hint.fault, hint.severity) == ("hidden prediction", "watch")
+    assert error_below_quantisation(curve(0.1, 0.044), curve(0.03, 0.02)) == []
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        (0.91, [("overwhelming regulariser", "fault")]),
+        (1.4, [("overwhelming regulariser", "fault")]),
+        (0.9, []),
+        (0.001, []),
+        (0.0009, [("negligible regulariser", "watch")]),
+        (0.0, []),  # not seen, in a compiled graph
+    ],
+)
+def test_a_regulariser_that_is_all_or_nothing_is_named(share, expected):
+    assert named(regulariser_share(curve(0.5, share))) == expected
+
+
+def test_measures_are_read_from_the_scores_of_an_arm():
+    names = ("latent_variance", "next_latent_r2", "probe_r2_quantised")
+    scores = {name: {"value": 0.1 * at, "unit": ""} for at, name in enumerate(names)}
+    assert measures_of(scores) == Measures(latent_variance=0.0, r2_latents=0.1, r2_codes=0.2)

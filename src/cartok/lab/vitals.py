@@ -1,0 +1,286 @@
+"""What is looked at in a run: each vital sign with its value, a verdict, and what the doctor finds.
+
+Of what the log lacks nothing is said but that it was not measured.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from cartok.lab.chart import Chart
+from cartok.tokenizer import doctor
+from cartok.tokenizer import training_faults as faults
+from cartok.tokenizer.doctor import LEAST_POINTS, Curve, Finding, Measures, late, span_of
+
+Verdict = Literal["fine", "watch", "fault", "not measured", "too early to say"]
+
+_BESIDE = "beside its baseline"
+
+
+@dataclass(frozen=True)
+class Vital:
+    """One thing that was looked at."""
+
+    name: str
+    value: str
+    verdict: Verdict
+    findings: tuple[Finding, ...] = ()
+
+
+def vitals_of(chart: Chart) -> list[Vital]:
+    """Everything that one run tells by itself."""
+    looks = (_run, _reconstruction, _codes, _quantisation, _variance, _prediction, _share,
+             _gradients, _critic, _loader)  # fmt: skip
+    return [look(chart) for look in looks]
+
+
+def beside_scores(mine: Measures, its: Measures) -> Vital:
+    """An arm beside the one without the regulariser, by the scores of both."""
+    found = doctor.shrunk_beside_twin(mine.latent_variance, its.latent_variance)
+    found += doctor.hidden_beside_twin(mine, its)
+    return _vital(_BESIDE, _against(mine.latent_variance, its.latent_variance), found)
+
+
+def beside_run(chart: Chart, twin: Chart) -> Vital:
+    """A run beside one without the regulariser, by the logs of both, up to the same step."""
+    step = min(chart.step, twin.step)
+    charts = chart.until(step), twin.until(step)
+    curves = [one.curve("codec/latent_variance") for one in charts]
+    shorter = min(curves, key=len)
+    variances = [late(curve) for curve in curves if shorter]
+
+    def look() -> list[Finding]:
+        found = doctor.shrunk_beside_twin(*variances)
+        both = [_r2(one) for one in charts]
+        if all("codes" in r2 for r2 in both):
+            mine, its = (
+                Measures(variance, r2["latents"], r2["codes"])
+                for variance, r2 in zip(variances, both, strict=True)
+            )
+            found += doctor.hidden_beside_twin(mine, its)
+        return found
+
+    value = f"{_against(*variances)} at step {step}" if shorter else ""
+    return _of(_BESIDE, shorter, value, look)
+
+
+def _against(variance: float, twin: float) -> str:
+    return f"latent variance {variance:.3g} against {twin:.3g}"
+
+
+def _vital(name: str, value: str, findings: list[Finding]) -> Vital:
+    worst = {finding.severity for finding in findings}
+    verdict = "fault" if "fault" in worst else "watch" if worst else "fine"
+    return Vital(name, value, verdict, tuple(findings))
+
+
+def _of(name: str, curve: Curve, value: str, look: Callable[[], list[Finding]]) -> Vital:
+    """A vital that hangs on a curve: it may be missing, or too short to judge."""
+    if not curve:
+        return Vital(name, "", "not measured")
+    if len(curve) < LEAST_POINTS:
+        return Vital(name, value, "too early to say")
+    return _vital(name, value, look())
+
+
+def _run(chart: Chart) -> Vital:
+    step, steps = chart.step, chart.setting("loop.steps", 0)
+    found = faults.recoveries(*(int(chart.last(f"fault/{n}") or 0) for n in ("skips", "rollbacks")))
+    if chart.fault:
+        stop = chart.fault.get("step", step)
+        value = f"stopped at step {stop}"
+        found += faults.not_finite(
+            stop, chart.fault.get("culprits", []), chart.fault.get("policy", "stop")
+        )
+    elif chart.record:
+        value = f"finished after {chart.record.get('steps', step)} steps"
+    else:
+        value = f"step {step} of at most {steps}"
+        seconds = chart.last("speed/seconds_per_step") or 0.0
+        found += faults.interruption(
+            step, steps, chart.silence, seconds * chart.setting("loop.log_every", 1),
+            chart.saved, f"cartok resume {chart.folder}",
+        )  # fmt: skip
+    return _vital("run", value, found)
+
+
+def _reconstruction(chart: Chart) -> Vital:
+    curve, full = chart.reconstruction, chart.critic_is_heard_after
+    start = chart.setting("losses.critic.start", 0) if full < math.inf else math.inf
+    alone = [point for point in curve if point[0] <= start] if start else curve
+
+    def look() -> list[Finding]:
+        found = faults.reconstruction_trend(alone) if len(alone) >= LEAST_POINTS else []
+        if full < math.inf:
+            found += faults.critic_wrecks(curve, int(start), int(full - start))
+        return found
+
+    return _of("reconstruction loss", curve, span_of(curve) if curve else "", look)
+
+
+def _codes(chart: Chart) -> Vital:
+    usage, perplexity = (chart.last(f"reconstruction/code_{n}") for n in ("usage", "perplexity"))
+    evaluations = {e.get("name"): e.get("num", 0) for e in chart.setting("evaluations", [])}
+    pictures = evaluations.get("reconstruction", 0)
+    curve = chart.curve("codec/batch_perplexity")
+    is_whole = usage is not None
+    if not is_whole and curve:
+        used = chart.curve("codec/batch_usage")
+        usage, perplexity = late(used) if used else None, late(curve)
+        ranks = chart.record.get("provenance", {}).get("world_size", 1)
+        parts = chart.setting("loop.accumulate", 1) * ranks
+        pictures = chart.setting("loop.batch", 0) // parts
+    reach = _reach(chart, pictures)
+    words = [f"{usage:.1%} occur"] if usage is not None else []
+    words += [f"perplexity {perplexity:.3g}"] if perplexity is not None else []
+    value = ", ".join(words) + ("" if is_whole else " (of a batch)")
+
+    def look() -> list[Finding]:
+        return doctor.code_collapse(usage, perplexity, reach)
+
+    return _vital("codes", value, look()) if is_whole else _of("codes", curve, value, look)
+
+
+def _reach(chart: Chart, pictures: int) -> float:
+    """The share of the codes that occurs if this many pictures' tokens are drawn evenly."""
+    codec = chart.setting("model.codec", {})
+    factor = codec.get("stem", 1) * 2 ** (len(codec.get("multipliers", [0])) - 1)
+    tokens = pictures * (chart.setting("view.size", 0) / factor) ** 2
+    size = chart.setting("model.quantizer.codebook_size", 0)
+    return 1 - math.exp(-tokens / size) if tokens and size else 1.0
+
+
+def _quantisation(chart: Chart) -> Vital:
+    curve = chart.curve("codec/quantisation_mse") or chart.curve("codec/commitment")
+    variance = chart.curve("codec/latent_variance")
+    if chart.setting("causal.space", "lookup") != "lookup":
+        variance = []  # of other latents
+    if not variance or doctor.latent_collapse(late(variance)):
+        curve = []  # there is nothing to lose
+    # Running means and other quantizers that no loss moves log none.
+    moves = not chart.curve("codec/codebook") or chart.setting("model.quantizer.revive_after", 0)
+    weight = 1.0 if moves else chart.setting("losses.codebook", 1.0)
+    return _of(
+        "lost in quantisation", curve,
+        f"{late(curve) / late(variance):.1%} of the latents' variance" if curve else "",
+        lambda: doctor.coarse_codes(curve, variance, weight),
+    )  # fmt: skip
+
+
+def _variance(chart: Chart) -> Vital:
+    curve = chart.curve("codec/latent_variance")
+
+    def look() -> list[Finding]:
+        found = doctor.latent_collapse(late(curve))
+        if not found and chart.setting("causal.weight", 0):
+            found = doctor.latent_shrinkage(curve)
+        return found
+
+    return _of("latent variance", curve, span_of(curve) if curve else "", look)
+
+
+def _r2(chart: Chart) -> dict[str, float]:
+    """R² of the next latent from latents and from codes: a probe's, else the training's own.
+
+    Only what was measured; ``codes`` never alone.
+    """
+    fresh = {name: chart.last(f"probe/r2_{name}") for name in ("latents", "codes")}
+    own = {"latents": "codec/next_latent_r2", "codes": "codec/twin_r2"}
+    if None in fresh.values():
+        long = {name: chart.curve(curve) for name, curve in own.items()}
+        fresh = {name: late(c) if len(c) >= LEAST_POINTS else None for name, c in long.items()}
+    measured = {name: value for name, value in fresh.items() if value is not None}
+    return measured if "latents" in measured else {}
+
+
+def _prediction(chart: Chart) -> Vital:
+    name, r2 = "R² of the next latent", _r2(chart)
+    if not r2:
+        verdict = "too early to say" if chart.curve("codec/next_latent_r2") else "not measured"
+        return Vital(name, "", verdict)
+    reads = chart.setting("causal.reads", "latents")
+    error = chart.curve("codec/next_latent_mse")
+    size = chart.curve("codec/quantisation_mse") or chart.curve("codec/commitment")
+    is_hint = reads == "latents" and chart.setting("causal.space", "lookup") == "lookup"
+    found: list[Finding] = []
+    if not chart.setting("causal.weight", 0):
+        pass  # nothing pulls at the encoder, so it hides nothing
+    elif "codes" in r2:
+        found = doctor.hidden_prediction(r2["latents"], r2["codes"])
+    elif is_hint and error and size:
+        found = doctor.error_below_quantisation(error, size)
+    is_probed = chart.last("probe/r2_latents") is not None
+    value = f"{r2['latents']:.2f} from {'latents' if is_probed else reads}"
+    value += f", {r2['codes']:.2f} from codes" if "codes" in r2 else ""
+    return _vital(name, value, found)
+
+
+def _share(chart: Chart) -> Vital:
+    name = "regulariser's share"
+    if not chart.setting("causal.weight", 0):
+        return Vital(name, "no regulariser", "fine")
+    shares = chart.curve("codec/causal_share")
+    if not any(share for _, share in shares):  # in a compiled graph it is not seen, and 0
+        return Vital(name, "", "not measured")
+    full = chart.setting("causal.anneal_steps", 0)
+    curve = [point for point in shares if point[0] > full]
+    if not curve:
+        return Vital(name, f"not at full weight before step {full}", "too early to say")
+    value = f"{late(curve):.2g} of the gradient at the latents"
+    return _of(name, curve, value, lambda: doctor.regulariser_share(curve))
+
+
+def _gradients(chart: Chart) -> Vital:
+    norms = {
+        name.removeprefix("gradient/"): curve
+        for name, curve in chart.curves.items()
+        if name.startswith("gradient/")
+    }
+    long = {name: curve for name, curve in norms.items() if len(curve) >= LEAST_POINTS}
+    value = ", ".join(f"{name} {late(curve):.2g}" for name, curve in norms.items())
+    longest = max(norms.values(), key=len, default=[])
+
+    def look() -> list[Finding]:
+        hinge = chart.curve("critic/hinge")
+        is_won = bool(hinge) and late(hinge) < faults.WON_HINGE
+        # A critic that is right by a margin everywhere has no gradient, and a line of its own.
+        moving = {name: curve for name, curve in long.items() if name != "critic" or not is_won}
+        clip = chart.setting("optim.clip", 0.0)
+        return faults.dead_gradients(moving) + faults.exploding_gradients(long, clip)
+
+    return _of("gradient norms", longest, value, look)
+
+
+def _critic(chart: Chart) -> Vital:
+    full, name = chart.critic_is_heard_after, "critic"
+    if full == math.inf:
+        return Vital(name, "no critic", "fine")
+    if chart.step <= full:
+        return Vital(name, f"not heard in full before step {full:g}", "too early to say")
+    hinge, accuracy, term = (
+        chart.curve(curve, full) for curve in ("critic/hinge", "critic/accuracy", "codec/critic")
+    )
+    factors = dict(chart.curve("codec/critic_factor"))
+    weight = chart.setting("losses.critic.weight", 0.0)
+    heard = [(step, weight * factors.get(step, 1.0) * value) for step, value in term]
+    words = [f"hinge {late(hinge):.2g}"] if hinge else []
+    words += [f"{late(accuracy):.0%} of its verdicts are right"] if accuracy else []
+
+    def look() -> list[Finding]:
+        found = faults.critic_wins(hinge, accuracy)
+        if heard and chart.reconstruction:
+            found += faults.critic_drowns(heard, chart.reconstruction)
+        return found
+
+    return _of(name, hinge or accuracy or term, ", ".join(words), look)
+
+
+def _loader(chart: Chart) -> Vital:
+    curve = chart.curve("speed/stall_share")
+    share = curve[-1][1] if curve else 0.0
+    workers = chart.setting("workers", 0)
+    return _of(
+        "waiting for pictures", curve, f"{share:.1%} of the time",
+        lambda: faults.stalled_loader(share, workers),
+    )  # fmt: skip
