@@ -36,6 +36,8 @@ def test_the_version_is_that_of_the_package(capsys):
         (["train-tokenizer", "causal-61k"], "did you mean 'causal-16k'?"),
         (["train-prior", "775"], "did you mean '775m'?"),
         (["inspect", "nowhere"], "nowhere"),
+        (["doctor", "nowhere"], "a tokenizer's run was expected at"),
+        (["doctro", "runs"], "did you mean 'doctor'?"),
         (["demo", "--device", "gpu"], "--device"),
         (["inspect", "photos", "--num", "0"], "1 picture or more, but got 0"),
         (["demo", "--resume", "--overwrite"], "give one"),
@@ -45,6 +47,10 @@ def test_the_version_is_that_of_the_package(capsys):
             "a recipe or --config FILE, but got both toy and c.json",
         ),
         (["train-tokenizer", "--config=c.json", "causal-toy"], "but got both"),
+        (
+            ["train-tokenizer", "causal-toy", "--model.quantizer", "residul"],
+            "--model.quantizer has no kind 'residul'; did you mean 'residual'?",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_two(arguments, said, capsys, tmp_path, monkeypatch):
@@ -73,6 +79,81 @@ def test_an_unknown_key_in_a_config_file_names_the_nearest_right_one(tmp_path, c
     path.write_text('{"optim": {"lrr": 1e-4}}')
     assert main(["train-tokenizer", "--config", str(path), "--out", str(tmp_path / "x")]) == 2
     assert "did you mean 'optim.lr'?" in capsys.readouterr().err
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """A function that gives back the config a command line would train."""
+    from cartok.lab import stages
+
+    def trained(*arguments):
+        found = []
+        monkeypatch.setattr(
+            stages,
+            "run_tokenizer",
+            lambda config, launch, progress: (
+                found.append(config) or SimpleNamespace(folder=launch.out)
+            ),
+        )
+        assert main(["train-tokenizer", *arguments, "--device", "cpu"]) == 0
+        return found[0]
+
+    return trained
+
+
+def test_another_quantizer_is_one_option_and_its_fields_are_the_next_ones(trained):
+    from cartok.recipes.tokenizer import causal_toy
+    from cartok.tokenizer.quantize.fsq import FSQConfig
+    from cartok.tokenizer.quantize.kinds import KINDS
+
+    found = trained("causal-toy", "--model.quantizer", "fsq", "--model.quantizer.levels", "8", "5")
+    assert found.model.quantizer == FSQConfig(levels=(8, 5))
+    assert found.model.codec == causal_toy().model.codec
+    assert found.causal == causal_toy().causal
+    for kind, (config, _) in KINDS.items():
+        if kind != "vq":
+            for option in ("--model.quantizer", "--model.quantizer.kind"):
+                found = trained("causal-toy", f"{option}={kind}", "--seed", "3")
+                assert found.model.quantizer == config()
+                assert found.seed == 3
+
+
+def test_a_quantizer_of_the_recipes_kind_is_the_recipes(trained):
+    from cartok.recipes.tokenizer import causal_toy
+
+    assert trained("causal-toy", "--model.quantizer", "vq") == causal_toy()
+
+
+def test_a_stored_config_of_another_quantizer_loads_again_and_can_change_it(trained, tmp_path):
+    from cartok.core.config import dict_of
+    from cartok.core.files import write_json
+    from cartok.tokenizer.quantize.binary import BSQConfig
+
+    config = trained("causal-toy", "--model.quantizer", "bsq", "--model.quantizer.bits", "9")
+    assert config.model.quantizer == BSQConfig(bits=9)
+    path = tmp_path / "config.json"
+    write_json(path, {"config": dict_of(config), "digest": "0"})
+    assert trained("--config", str(path)) == config
+    again = trained("--config", str(path), "--model.quantizer.bits", "5")
+    assert again.model.quantizer == BSQConfig(bits=5)
+    assert trained("--config", str(path), "--model.quantizer", "lfq").model.quantizer.kind == "lfq"
+
+
+def test_the_help_of_a_quantizer_lists_its_options_and_no_subcommands(capsys):
+    for kind, field in (("fsq", "levels"), ("residual", "beam"), ("vq", "revive-after")):
+        with pytest.raises(SystemExit, match="0"):
+            main(["train-tokenizer", "causal-toy", "--model.quantizer", kind, "--help"])
+        shown = capsys.readouterr().out
+        assert f"--model.quantizer.{field}" in shown
+        assert "subcommands" not in shown
+
+
+def test_a_mistyped_field_of_a_quantizer_is_refused_with_the_nearest(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(
+            ["train-tokenizer", "causal-toy", "--model.quantizer=fsq", "--model.quantizer.levls=5"]
+        )
+    assert "--model.quantizer.levels" in capsys.readouterr().err
 
 
 def test_recipes_lists_each_with_one_line(capsys):
@@ -158,6 +239,8 @@ def test_resume_goes_on_with_a_demo(tmp_path, monkeypatch):
         ["extract", "--tokenizer", "t", "--out", "o"],
         ["sample", "--prior", "p", "--tokenizer", "t", "--out", "o"],
         ["score", "a", "b"],
+        ["doctor", "runs"],
+        ["study", "weights"],
         ["report", "runs"],
     ],
     ids=lambda arguments: arguments[0],

@@ -26,6 +26,8 @@ VERBS = (
     Verb("resume", "go on with a run that was stopped", on_ranks=True),
     Verb("sample", "a prior and its tokenizer to new pictures"),
     Verb("score", "how far pictures are from reference pictures"),
+    Verb("study", "many small trainings that answer one question of the paper"),
+    Verb("doctor", "what is wrong with a stage-1 run, and what to change"),
     Verb("report", "a page for a demo or for runs"),
 )
 
@@ -63,9 +65,9 @@ def _run(verb: Verb, arguments: list[str]) -> int:
     from cartok.core.config import explain
     from cartok.core.errors import UserError
 
-    action: Callable[[list[str]], None] = getattr(verbs, verb.name.replace("-", "_"))
+    action: Callable[[list[str]], int | None] = getattr(verbs, verb.name.replace("-", "_"))
     try:
-        action(arguments)
+        return action(arguments) or 0
     except UserError as error:
         return _refuse(str(error))
     except ValidationError as error:

@@ -3,8 +3,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cartok.lab.probe import FrozenLatents, ProbeConfig, probe
+from cartok.core.job import EvaluationConfig
+from cartok.core.loop import fit
+from cartok.core.parallel import World
+from cartok.core.run import Run, read_log
+from cartok.data.images import open_splits
+from cartok.lab import evaluations
+from cartok.lab.evaluations import tokenizer_evaluations
+from cartok.lab.probe import FrozenLatents, ProbeConfig, frozen_latents, probe, survival
 from cartok.layers import TransformerConfig
+from cartok.recipes.tokenizer import causal_toy
+from cartok.tokenizer.model import Tokenizer
+from cartok.tokenizer.quantize.binary import BSQConfig, LFQConfig
+from cartok.tokenizer.quantize.fsq import FSQConfig
+from cartok.tokenizer.quantize.residual import ResidualVQConfig
+from cartok.tokenizer.quantize.vq import VQConfig
+from cartok.tokenizer.train import TokenizerJob
 
 CPU = torch.device("cpu")
 SMALL = TransformerConfig(width=32, depth=1, heads=2, hidden_multiple=32)
@@ -22,42 +36,182 @@ def walk(num, correlation, seed):
     return torch.stack(cells, dim=2).view(num, 2, 4, 4)
 
 
-def both(latents):
-    return FrozenLatents(latents=latents, codes=latents)
+def frozen(latents, codes=None):
+    tokens = torch.zeros(len(latents), 4, 4, dtype=torch.long)
+    return FrozenLatents(latents, latents if codes is None else codes, tokens)
+
+
+# ------------------------------------------------------------------ the two nets
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.9])
 def test_r2_is_the_squared_correlation_of_neighbours(correlation):
     train, held = walk(256, correlation, 0), walk(128, correlation, 1)
-    result = probe(both(train), both(held), BUDGET, CPU)
+    result = probe(frozen(train), frozen(held), BUDGET, CPU)
     assert result.r2_latents == pytest.approx(correlation**2, abs=0.1)
 
 
 def test_codes_that_say_nothing_predict_nothing_whatever_the_latents_say():
     train, held = walk(256, 0.9, 0), walk(128, 0.9, 1)
-    blank = FrozenLatents(train, torch.zeros_like(train))
-    result = probe(blank, FrozenLatents(held, torch.zeros_like(held)), BUDGET, CPU)
+    blank = [frozen(latents, torch.zeros_like(latents)) for latents in (train, held)]
+    result = probe(*blank, BUDGET, CPU)
     assert result.r2_latents > 0.6
     assert abs(result.r2_codes) < 0.05
 
 
 def test_shrinking_latents_lowers_the_error_but_not_r2():
     train, held = walk(256, 0.9, 0), walk(128, 0.9, 1)
-    plain = probe(both(train), both(held), BUDGET, CPU)
-    small = probe(both(0.1 * train), both(0.1 * held), BUDGET, CPU)
+    short = replace(BUDGET, steps=40)
+    plain = probe(frozen(train), frozen(held), short, CPU)
+    small = probe(frozen(0.1 * train), frozen(0.1 * held), short, CPU)
     assert small.r2_latents == pytest.approx(plain.r2_latents, abs=1e-3)
     assert small.next_latent_mse == pytest.approx(0.01 * plain.next_latent_mse, rel=1e-2)
+
+
+def test_latents_that_are_all_alike_have_no_variance_to_predict():
+    same = frozen(torch.ones(64, 2, 4, 4))
+    result = probe(same, same, replace(BUDGET, steps=2), CPU)
+    assert (result.r2_latents, result.r2_codes) == (0.0, 0.0)
 
 
 def test_the_probe_is_a_function_of_its_seed_and_leaves_the_global_generator_alone():
     train, held = walk(128, 0.9, 0), walk(64, 0.9, 1)
     short = replace(BUDGET, steps=5)
     before = torch.get_rng_state()
-    first, second = (probe(both(train), both(held), short, CPU) for _ in range(2))
+    first, second = (probe(frozen(train), frozen(held), short, CPU) for _ in range(2))
     assert first == second
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_the_size_of_the_quantisation_is_the_mean_squared_distance():
-    latents = torch.zeros(2, 3, 4, 4)
-    assert FrozenLatents(latents, latents + 0.5).commitment_mse == pytest.approx(0.25)
+def test_the_probe_learns_where_gradients_are_off():
+    train, held = walk(128, 0.9, 0), walk(64, 0.9, 1)
+    short = replace(BUDGET, steps=30)
+    with torch.no_grad():
+        off = probe(frozen(train), frozen(held), short, CPU)
+    assert off == probe(frozen(train), frozen(held), short, CPU)
+    assert off.r2_latents > 0.1
+
+
+# ------------------------------------------------------------------ what is frozen
+
+QUANTIZERS = {
+    "vq": VQConfig(codebook_size=16, dim=4),
+    "vq-free": VQConfig(codebook_size=16, dim=4, normalise=False),
+    "fsq": FSQConfig(levels=(4, 4)),
+    "lfq": LFQConfig(bits=4),
+    "bsq": BSQConfig(bits=4),
+    "residual": ResidualVQConfig(levels=2, codebook_size=4, dim=4),
+}
+
+
+def tokenizer_with(quantizer):
+    return Tokenizer(replace(causal_toy().model, quantizer=quantizer)).eval()
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=list(QUANTIZERS))
+def test_any_quantizer_can_be_probed(quantizer):
+    tokenizer, image = tokenizer_with(quantizer), torch.rand(8, 3, 16, 16) * 2 - 1
+    found = frozen_latents(tokenizer, image.split(3))
+    size = tokenizer.encode(image).quantized.error.item()
+    assert found.quantisation_mse == pytest.approx(size, rel=1e-4)
+    assert torch.equal(found.tokens, tokenizer.tokens_of(image))
+    assert 0 <= survival(tokenizer, found.tokens) <= 1
+    result = probe(found, found, replace(BUDGET, steps=2, batch=4), CPU)
+    assert result.next_latent_mse > 0
+
+
+class Painter(Tokenizer):
+    """Paints each token as one grey level, and reads them back; ``blind`` sees black."""
+
+    blind = False
+
+    def image_of(self, tokens):
+        grey = tokens / 31 * 2 - 1
+        return grey[:, None].repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1)
+
+    def tokens_of(self, images):
+        tokens = ((images[:, 0, ::4, ::4] + 1) / 2 * 31).round().long()
+        return torch.zeros_like(tokens) if self.blind else tokens
+
+
+def test_survival_is_the_share_of_tokens_that_a_picture_keeps():
+    painter = Painter(causal_toy().model)
+    tokens = torch.arange(32).view(2, 4, 4)
+    assert survival(painter, tokens) == 1
+    painter.blind = True
+    assert survival(painter, tokens) == pytest.approx(1 / 32)
+
+
+# ------------------------------------------------------------------ as an evaluation
+
+KEYS = {"r2_latents", "r2_codes", "next_latent_mse", "quantisation_mse", "latent_variance",
+        "survival"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    monkeypatch.setattr(evaluations, "ProbeConfig", lambda: replace(BUDGET, steps=3))
+
+
+@pytest.fixture
+def job_and_held(small_pictures):
+    """A function that makes a job, with the held-out pictures of its evaluations."""
+    splits = open_splits(small_pictures, size=16)
+
+    def make(*names):
+        wanted = tuple(EvaluationConfig(name=name, every=4, num=40) for name in names)
+        config = replace(causal_toy(), data=str(small_pictures), evaluations=wanted)
+        return TokenizerJob(config, splits["train"], World()), splits["val"]
+
+    return make
+
+
+def trained(job, held, folder):
+    run = Run.open(folder, job.config, kind="tokenizer")
+    loop = replace(job.config.loop, steps=8)
+    outcome = fit(job, loop, run, evaluations=tokenizer_evaluations(job, held, run))
+    logged = [line for line in read_log(folder) if "codec/pixel_l2" in line]
+    curves = [{k: v for k, v in line.items() if not k.startswith("speed")} for line in logged]
+    return curves, job.tokenizer.digest, outcome.values
+
+
+def test_a_training_with_the_probe_is_the_training_without_it(job_and_held, tmp_path):
+    with_probe = trained(*job_and_held("probe"), tmp_path / "with")
+    without = trained(*job_and_held(), tmp_path / "without")
+    assert with_probe[:2] == without[:2]
+    assert set(with_probe[2]) == {f"probe/{key}" for key in KEYS}
+    assert without[2] == {}
+
+
+def test_the_probe_touches_neither_gradients_nor_modes_nor_generators(job_and_held, tmp_path):
+    job, held = job_and_held("probe")
+    run = Run.open(tmp_path / "run", job.config, kind="tokenizer")
+    (evaluation,) = tokenizer_evaluations(job, held, run)
+    parameters = [p for module in job.modules.values() for p in module.parameters()]
+    parts = [part for module in job.modules.values() for part in module.modules()]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    modes = [part.training for part in parts], [p.requires_grad for p in parameters]
+    before, digest = torch.get_rng_state(), job.tokenizer.digest
+    with torch.no_grad():
+        first, second = evaluation.measure(1), evaluation.measure(2)
+    assert first == second
+    assert set(first) == KEYS
+    assert job.tokenizer.digest == digest
+    assert torch.equal(before, torch.get_rng_state())
+    assert modes == ([part.training for part in parts], [p.requires_grad for p in parameters])
+    assert all(bool((p.grad == 1).all()) for p in parameters)
+
+
+def test_the_probe_learns_from_training_pictures_and_is_scored_on_others(job_and_held, tmp_path):
+    job, held = job_and_held("probe")
+    run = Run.open(tmp_path / "run", job.config, kind="tokenizer")
+    (evaluation,) = tokenizer_evaluations(job, held, run)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        kept = evaluations.all_images
+        patch.setattr(evaluations, "all_images", lambda p, *a: seen.append(p) or kept(p, *a))
+        evaluation.measure(1)
+    assert [len(pictures) for pictures in seen] == [30, 40]
+    sides = [evaluations.spread(side, 40).digest for side in (held, job.pictures)]
+    assert [pictures.digest for pictures in seen] == sides

@@ -6,7 +6,6 @@ its predictor costs. Each ends in samples and scores; together they make one pag
 
 import time
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +17,28 @@ from cartok.core.files import read_json, remove, write_json
 from cartok.core.parallel import World
 from cartok.core.progress import Progress
 from cartok.core.run import provenance
-from cartok.core.shapes import Image, pixels_of
-from cartok.data.batches import image_batches
 from cartok.data.images import open_pictures, open_splits
 from cartok.data.pictures import Pictures, largest_crop
-from cartok.data.views import View
-from cartok.lab.arm import ArmInputs, run_arm
-from cartok.lab.evaluations import save_png, sheet_of, some_images
+from cartok.lab.arm import run_arm
+from cartok.lab.evaluations import save_png, sheet_of
+from cartok.lab.inputs import COLUMNS, ArmInputs, arm_inputs
 from cartok.lab.probe import ProbeConfig
 from cartok.lab.stages import Launch
 from cartok.lab.together import run_together
-from cartok.metrics.suite import featurise, score_pictures
 from cartok.prior.train import PriorRun
 from cartok.recipes.prior import demo as demo_prior
 from cartok.recipes.tokenizer import baseline_demo, causal_demo
 from cartok.scaling.report import closing_table, write_report
-from cartok.tokenizer.cost import count_flops
+from cartok.tokenizer.cost import Networks, count_flops
 from cartok.tokenizer.doctor import Measures, collapse_of, gaming_of
+from cartok.tokenizer.losses import LossConfig
+from cartok.tokenizer.model import Tokenizer, TokenizerConfig
 from cartok.tokenizer.train import TokenizerRun
 
 DEFAULT_MINUTES = 4.0
 """What the recipes' steps take on two slow CPU cores, everything included."""
 
-NUM_HELD, NUM_REFERENCE, NUM_SAMPLES, NUM_PROBE = 576, 1024, 576, 1536
-LEAST = 32
-"""Pictures on each side; below NUM_HELD several random crops of each are scored."""
-FEW_SCALE = 0.7
-GUIDANCE = 1.5
 PROBE = ProbeConfig()
-COLUMNS = 10
 _CONFIG = "demo.json"
 _PARTS = ("summary.json", "report.html", "baseline", "causal", "pictures")
 
@@ -143,8 +135,8 @@ def recipes_for(config: DemoConfig, size: int) -> Recipes:
     base = baseline_demo()
     codec = replace(base.model.codec, stem=4 if size == 64 else base.model.codec.stem)
     model = replace(base.model, codec=codec)
-    cost = count_flops(model, base.losses, base.causal, size, None).codec
-    usual = count_flops(base.model, base.losses, base.causal, base.view.size, None).codec
+    cost = _codec_flops(model, base.losses, size)
+    usual = _codec_flops(base.model, base.losses, base.view.size)
     steps = max(10, round(base.loop.steps * share * min(1.0, usual / cost)))
 
     def sized(run: TokenizerRun) -> TokenizerRun:
@@ -158,6 +150,13 @@ def recipes_for(config: DemoConfig, size: int) -> Recipes:
     prior_steps = max(10, round(prior.loop.steps * share * fewer))
     prior = replace(prior, seed=config.seed, loop=replace(prior.loop, steps=prior_steps))
     return Recipes(sized(base), sized(causal_demo()), prior)
+
+
+def _codec_flops(model: TokenizerConfig, losses: LossConfig, size: int) -> float:
+    """What a codec costs a picture and step, without the networks that only look at pictures."""
+    with torch.device("meta"):
+        networks = Networks(Tokenizer(model))
+    return count_flops(networks, losses, size).codec
 
 
 def refuse_folder(config: DemoConfig, launch: Launch) -> None:
@@ -207,54 +206,15 @@ def warnings_of(arms: dict[str, dict[str, Any]]) -> list[str]:
 def inputs_of(
     recipes: Recipes, train: Pictures, held: Pictures, world: World, device: str
 ) -> ArmInputs:
-    """What both arms share: pictures to score with, their features, and the floor.
+    """What both arms share.
 
     Raises:
         UserError: there are too few pictures for a score.
     """
-    if min(len(train), len(held)) < LEAST:
-        raise UserError(
-            f"the demo needs {LEAST} pictures or more on each side, but there are {len(train)} "
-            f"for training and {len(held)} for validation; give more pictures"
-        )
-    few = min(len(train), len(held)) < NUM_HELD
-    view = replace(recipes.baseline.view, min_scale=FEW_SCALE if few else 1.0)
-    crop = "central square of the short side, resized"
-    if few:
-        crop = f"random squares of {FEW_SCALE:g} to 1 of the short side, several a picture, resized"
-    held_image = _crops(held, view, NUM_HELD, few)
-    held_features = featurise(pixels_of(held_image), crop=crop, device=world.device)
-    reference = _crops(train, view, NUM_REFERENCE, few)
-    train_features = featurise(pixels_of(reference), crop=crop, device=world.device)
-    floor = score_pictures(held_features, train_features, what="floor")
-    loop = recipes.prior.loop
-    return ArmInputs(
-        size=view.size,
-        device=device,
-        guidance=GUIDANCE if train.num_classes else 1.0,
-        num_samples=NUM_SAMPLES,
-        num_classes=train.num_classes,
-        columns=COLUMNS,
-        most_tokenised=max(12_000, loop.steps * loop.batch),
-        probe_image=some_images(train, recipes.baseline.view, NUM_PROBE),
-        held_image=held_image,
-        held_features=held_features,
-        train_features=train_features,
-        floor={
-            "floor": floor["fd_effnet64"].to_json(),
-            "floor_kd": floor["kd_effnet"].to_json(),
-        },
-        crop=crop,
-        probe=PROBE,
-    )
-
-
-def _crops(pictures: Pictures, view: View, num: int, few: bool) -> Image:
-    """``num`` pictures by their central view; of few pictures, as many random crops instead."""
-    if not few:
-        return some_images(pictures, view, num)
-    batches = image_batches(pictures, view, batch=64, seed=0, start=0, augment=True)
-    return torch.cat([batch.image for batch in islice(batches, -(-num // 64))])[:num]
+    inputs = arm_inputs(recipes.baseline.view, train, held, world, device)
+    seen = recipes.prior.loop.steps * recipes.prior.loop.batch
+    most = max(inputs.most_tokenised, seen)
+    return replace(inputs, probe=PROBE, most_tokenised=most)
 
 
 def _measures(scores: dict[str, Any]) -> Measures:

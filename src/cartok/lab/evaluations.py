@@ -1,6 +1,7 @@
 """The evaluations a recipe can name, and what each measures while a training goes on."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from cartok.data.batches import all_images
 from cartok.data.pictures import Pictures
 from cartok.data.tokens import TokenShards
 from cartok.data.views import View
+from cartok.lab.probe import FrozenLatents, ProbeConfig, frozen_latents, probe, survival
 from cartok.metrics.codes import code_perplexity, code_usage
 from cartok.metrics.reconstruction import psnr_db
 from cartok.metrics.suite import score_pictures
@@ -30,7 +32,7 @@ BATCH = 64
 
 
 def tokenizer_evaluations(job: TokenizerJob, held: Pictures, run: Run) -> tuple[Evaluation, ...]:
-    """The evaluations of a stage-1 recipe, on the first ``num`` held-out pictures.
+    """The evaluations of a stage-1 recipe, each on ``num`` held-out pictures.
 
     Raises:
         UserError: a name is unknown.
@@ -39,6 +41,7 @@ def tokenizer_evaluations(job: TokenizerJob, held: Pictures, run: Run) -> tuple[
         "reconstruction": lambda e: _reconstruction(job, held, e.num),
         "fd": lambda e: _reconstruction_fd(job, held, e.num),
         "pictures": lambda e: _pictures(job, held, e.num, run),
+        "probe": lambda e: _probe(job, held, e.num),
     }
     return _chosen(job.config.evaluations, table)
 
@@ -96,15 +99,18 @@ def grid_of_pictures(pixels: Pixels, columns: int, zoom: int = 1, gap: int = 2) 
 
 
 def _reconstruction(job: TokenizerJob, held: Pictures, num: int) -> Measure:
-    image = some_images(held, job.config.view, num)
+    chosen = spread(held, num)
 
     def measure(step: int) -> dict[str, float]:
         tokenizer, device = job.tokenizer, job.world.device
-        parts = [tokenizer.tokens_of(part.to(device)) for part in image.split(BATCH)]
-        again = torch.cat([tokenizer.image_of(part).cpu() for part in parts])
+        parts, total = [], 0.0
+        for batch in all_images(chosen, job.config.view, BATCH):
+            parts.append(tokenizer.tokens_of(batch.image.to(device)))
+            again = tokenizer.image_of(parts[-1]).cpu()
+            total += psnr_db(again, batch.image) * len(again)
         tokens = torch.cat(parts).cpu()
         return {
-            "psnr_db": psnr_db(again, image),
+            "psnr_db": total / len(tokens),
             "code_usage": code_usage(tokens, tokenizer.codebook_size),
             "code_perplexity": code_perplexity(tokens, tokenizer.codebook_size),
         }
@@ -133,6 +139,26 @@ def _pictures(job: TokenizerJob, held: Pictures, num: int, run: Run) -> Measure:
         if job.world.is_main:
             save_png(grid_of_pictures(pairs, columns=len(image)), path)
         return {}
+
+    return measure
+
+
+def _probe(job: TokenizerJob, held: Pictures, num: int) -> Measure:
+    """How predictable the latents are by now; learned from ``num`` training pictures as well."""
+
+    def frozen(pictures: Pictures) -> FrozenLatents:
+        batches = all_images(spread(pictures, num), job.config.view, BATCH)
+        return frozen_latents(job.tokenizer, (batch.image for batch in batches))
+
+    def measure(step: int) -> dict[str, float]:
+        found = frozen(held)
+        result = probe(frozen(job.pictures), found, ProbeConfig(), job.world.device)
+        return {
+            **asdict(result),
+            "quantisation_mse": found.quantisation_mse,
+            "latent_variance": found.variance,
+            "survival": survival(job.tokenizer, found.tokens),
+        }
 
     return measure
 

@@ -5,18 +5,23 @@ second sees what the prior will see. Where the first gains and the second does n
 was won by hiding the next latent below the quantisation step.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from cartok.core.config import config
 from cartok.core.optim import OptimConfig, adamw_of, rate_of
-from cartok.core.shapes import Image, Latents
+from cartok.core.shapes import Codes, Latents, Tokens
 from cartok.layers import TransformerConfig
-from cartok.tokenizer.causal import CausalConfig, CausalPredictor, in_raster_order
+from cartok.tokenizer.causal import CausalConfig, CausalPredictor
 from cartok.tokenizer.model import Tokenizer
+from cartok.tokenizer.order import in_raster_order
+
+_AT_ONCE = 128
 
 
 @config
@@ -37,10 +42,12 @@ class FrozenLatents:
     """What a trained tokenizer makes of some pictures."""
 
     latents: Latents
-    codes: Latents
+    """As they entered the look-up."""
+    codes: Codes
+    tokens: Tokens
 
     @property
-    def commitment_mse(self) -> float:
+    def quantisation_mse(self) -> float:
         """Mean squared distance of latents and codes: the size of the quantisation."""
         return F.mse_loss(self.latents, self.codes).item()
 
@@ -63,20 +70,39 @@ class ProbeResult:
 
 
 @torch.no_grad()
-def frozen_latents(tokenizer: Tokenizer, image: Image) -> FrozenLatents:
-    """Latents, as they enter the look-up, and codes of pictures; on the CPU."""
+def frozen_latents(
+    tokenizer: Tokenizer, batches: Iterable[Float[Tensor, "_ 3 height width"]]
+) -> FrozenLatents:
+    """What a tokenizer in evaluation mode makes of batches of pictures; on the CPU."""
     device = next(tokenizer.parameters()).device
-    found = [tokenizer.encode(part.to(device)).quantized for part in image.split(64)]
+    found = [tokenizer.encode(batch.to(device)).quantized for batch in batches]
     return FrozenLatents(
         torch.cat([quantized.latents.cpu() for quantized in found]),
         torch.cat([quantized.codes.cpu() for quantized in found]),
+        torch.cat([quantized.tokens.cpu() for quantized in found]),
     )
 
 
+def survival(tokenizer: Tokenizer, tokens: Tokens) -> float:
+    """The share of tokens, 0 to 1, that come back from the picture they are decoded to.
+
+    Nothing trains a tokenizer to give 1, and a prior, which never sees pictures, cannot notice.
+    """
+    device = next(tokenizer.parameters()).device
+    parts = [part.to(device) for part in tokens.split(_AT_ONCE)]
+    again = [tokenizer.tokens_of(tokenizer.image_of(part)) == part for part in parts]
+    return torch.cat(again).float().mean().item()
+
+
+@torch.enable_grad()
 def probe(
     train: FrozenLatents, held: FrozenLatents, config: ProbeConfig, device: torch.device
 ) -> ProbeResult:
-    """Trains both nets on ``train``; scores them on ``held``."""
+    """Trains both nets on ``train``; scores them on ``held``.
+
+    A function of its arguments: it trains even where gradients are off, and draws from no
+    generator but its own.
+    """
     target, held_target = (_standardised(side.latents, train) for side in (train, held))
     errors = {}
     for name in ("latents", "codes"):
@@ -84,13 +110,10 @@ def probe(
         errors[name] = _errors(net, _standardised(getattr(held, name), train), held_target, device)
     spread = in_raster_order(held_target)[:, 1:].var((0, 1), correction=0)
     power = _moments(train).std.flatten().square()  # back from standardised to latent units
-    variance = (spread * power).mean()
+    variance = (spread * power).mean().item()
     found = {name: ((error * power).mean()).item() for name, error in errors.items()}
-    return ProbeResult(
-        next_latent_mse=found["latents"],
-        r2_latents=1 - found["latents"] / variance.item(),
-        r2_codes=1 - found["codes"] / variance.item(),
-    )
+    r2 = {name: 1 - error / variance if variance else 0.0 for name, error in found.items()}
+    return ProbeResult(found["latents"], r2_latents=r2["latents"], r2_codes=r2["codes"])
 
 
 @dataclass(frozen=True)
@@ -113,16 +136,16 @@ def _trained(
     inputs: Latents, target: Latents, config: ProbeConfig, device: torch.device
 ) -> CausalPredictor:
     with torch.random.fork_rng([]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)  # the CPU's alone, as is forked
         causal = CausalConfig(transformer=config.transformer)
         net = CausalPredictor(causal, inputs.shape[1]).to(device)
     optimizer = adamw_of(config.optim, net.parameters())
     rate = rate_of(config.optim, config.steps)
     generator = torch.Generator().manual_seed(config.seed)
+    inputs, wanted = inputs.to(device), in_raster_order(target.to(device))[:, 1:]
     for step in range(config.steps):
-        rows = torch.randint(len(inputs), (config.batch,), generator=generator)
-        wanted = in_raster_order(target[rows].to(device))[:, 1:]
-        loss = F.mse_loss(net(inputs[rows].to(device)), wanted)
+        rows = torch.randint(len(inputs), (config.batch,), generator=generator).to(device)
+        loss = F.mse_loss(net(inputs[rows]), wanted[rows])
         for group in optimizer.param_groups:
             group["lr"] = rate(step)
         optimizer.zero_grad()
@@ -136,7 +159,7 @@ def _trained(
 def _errors(net: CausalPredictor, inputs: Latents, target: Latents, device: torch.device) -> Tensor:
     """Mean squared error of each channel, over pictures and cells."""
     total = torch.zeros(target.shape[1])
-    for some, wanted in zip(inputs.split(128), target.split(128), strict=True):
+    for some, wanted in zip(inputs.split(_AT_ONCE), target.split(_AT_ONCE), strict=True):
         aim = in_raster_order(wanted.to(device))[:, 1:]
         total += (net(some.to(device)) - aim).square().mean(1).sum(0).cpu()
     return total / len(inputs)

@@ -11,14 +11,15 @@ from cartok.core.files import read_json
 from cartok.core.loop import Outcome
 from cartok.core.parallel import World
 from cartok.core.progress import Progress
-from cartok.core.run import Run, read_log
+from cartok.core.run import Run
 from cartok.data.images import open_splits
 from cartok.data.pictures import Pictures
 from cartok.data.tokens import MANIFEST, TokenManifest, open_tokens
 from cartok.data.views import Kind, View
+from cartok.lab.diagnosis import diagnose
 from cartok.lab.evaluations import prior_evaluations, spread, tokenizer_evaluations
 from cartok.prior.train import PriorJob, PriorRun, nats_per_position, train_prior
-from cartok.tokenizer.doctor import collapse_of
+from cartok.tokenizer.codec import parameter_count
 from cartok.tokenizer.extract import extract
 from cartok.tokenizer.model import Tokenizer
 from cartok.tokenizer.train import TokenizerJob, TokenizerRun, train_tokenizer
@@ -31,6 +32,12 @@ UNITS = {
     "psnr_db": "dB",
     "code_usage": "share of codes",
     "code_perplexity": "codes",
+    "r2_latents": "share of variance",
+    "r2_codes": "share of variance",
+    "next_latent_mse": "squared latent units",
+    "quantisation_mse": "squared latent units",
+    "latent_variance": "squared latent units",
+    "survival": "share of tokens",
     "nats_per_token": "nats/token",
     "fd_effnet64": "squared feature distance",
     "fd_effnet": "squared feature distance",
@@ -64,13 +71,47 @@ def run_tokenizer(
     for fault in train.skipped[:10]:
         progress.say(f"skipped {fault.name}: {fault.reason}")
     job = TokenizerJob(config, train, world)
+    progress.say(f"{title}: {costs_of(job)}")
     evaluations = tokenizer_evaluations(job, held, run)
     with progress.stage(title, job.steps) as tick:
         outcome = train_tokenizer(job, run, evaluations=evaluations, tick=tick)
     _say_unreadable(train, progress)
-    for warning in _collapse(run, outcome):
-        progress.say(f"warning: {warning}")
-    return _close_run(run, outcome, job.facts(outcome), progress)
+    _close_run(run, outcome, job.facts(outcome), progress)
+    if outcome.finished and world.is_main:
+        for finding in diagnose(run.folder)[0].findings:
+            progress.say(f"{title}, {finding.severity}: {finding.line}")
+    return run
+
+
+def costs_of(job: TokenizerJob) -> str:
+    """A training's networks and steps, in words: parameters, FLOPs, and what makes steps equal."""
+    flops, config, parts = job.flops, job.config, job.parts
+    counts = {"encoder": parts.tokenizer.encoder, "decoder": parts.tokenizer.decoder,
+              "critic": parts.critic, "predictor": parts.causal}  # fmt: skip
+    words = [
+        f"{name} {_short(parameter_count(module))}"
+        for name, module in counts.items()
+        if module is not None
+    ]
+    text = f"parameters: {', '.join(words)}; FLOPs a picture: codec {_short(flops.codec)}"
+    if flops.critic:
+        text += f", critic {_short(flops.critic)}"
+    if flops.causal:
+        share = flops.causal / flops.codec
+        text += f", regulariser {_short(flops.causal)} ({share:.1%})"
+    if job.steps < config.loop.steps:
+        text += (
+            f"; {job.steps:,} steps cost what {config.loop.steps:,} cost without the regulariser"
+        )
+    return text
+
+
+def _short(number: float) -> str:
+    """A count in three digits with its unit: 42.4M, 1.17T."""
+    for power, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if number >= 10**power:
+            return f"{number / 10**power:.3g}{unit}"
+    return f"{number:.3g}"
 
 
 def run_prior(config: PriorRun, launch: Launch, progress: Progress, title: str = "prior") -> Run:
@@ -156,17 +197,6 @@ def resume(folder: Path, device: str, progress: Progress) -> Run:
     if kind == "prior":
         return run_prior(read_config(PriorRun, folder / "config.json"), launch, progress)
     raise UserError(f"cartok resume goes on with a tokenizer or a prior; {folder} holds {kind!r}")
-
-
-def _collapse(run: Run, outcome: Outcome) -> list[str]:
-    """Warnings about a codebook or latents that carry too little, at the end of a training."""
-    lines = read_log(run.folder) if outcome.finished else []
-    variances = [line["codec/latent_variance"] for line in lines if "codec/latent_variance" in line]
-    return collapse_of(
-        outcome.values.get("reconstruction/code_usage"),
-        outcome.values.get("reconstruction/code_perplexity"),
-        variances[-1] if variances else None,
-    )
 
 
 def _say_unreadable(pictures: Pictures, progress: Progress) -> None:

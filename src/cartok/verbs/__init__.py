@@ -3,8 +3,8 @@
 Each takes the arguments after its name and prints its answer; progress goes to standard error.
 """
 
-from cartok.verbs.questions import inspect, recipes, report, sample, score
-from cartok.verbs.trainings import demo, extract, resume, train_prior, train_tokenizer
+from cartok.verbs.questions import doctor, inspect, recipes, report, sample, score
+from cartok.verbs.trainings import demo, extract, resume, study, train_prior, train_tokenizer
 
-__all__ = ["demo", "extract", "inspect", "recipes", "report", "resume", "sample", "score",
-           "train_prior", "train_tokenizer"]  # fmt: skip
+__all__ = ["demo", "doctor", "extract", "inspect", "recipes", "report", "resume", "sample", "score",
+           "study", "train_prior", "train_tokenizer"]  # fmt: skip

@@ -36,6 +36,7 @@ def inspect(arguments: list[str]) -> None:
 def recipes(arguments: list[str]) -> None:
     """Lists the recipes."""
     from cartok.recipes.prior import PRIORS
+    from cartok.recipes.study import STUDIES
     from cartok.recipes.tokenizer import TOKENIZERS
 
     @dataclass(frozen=True)
@@ -43,8 +44,9 @@ def recipes(arguments: list[str]) -> None:
         """Every recipe, one line each."""
 
     parse(Recipes, arguments, "recipes")
-    for verb, table in (("train-tokenizer", TOKENIZERS), ("train-prior", PRIORS)):
-        print(f"cartok {verb} RECIPE")
+    tables = {"train-tokenizer": TOKENIZERS, "train-prior": PRIORS, "study": STUDIES}
+    for verb, table in tables.items():
+        print(f"cartok {verb} {'NAME' if verb == 'study' else 'RECIPE'}")
         for recipe in table.values():
             print(f"  {recipe.name:<16} {recipe.summary}")
 
@@ -110,6 +112,36 @@ def score(arguments: list[str]) -> None:
         print(f"{name:<12} {value.value:.6g} {value.unit}{mark}")
     if chosen.json is None and scores:
         print(json.dumps(next(iter(scores.values())).receipt))
+
+
+def doctor(arguments: list[str]) -> int:
+    """Says what is wrong with a stage-1 run; returns the exit code."""
+    from cartok.core.files import write_json
+    from cartok.lab.diagnosis import describe, diagnose
+
+    @dataclass(frozen=True)
+    class Doctor:
+        """What is wrong with a tokenizer's run, and what to change. Loads no weights.
+
+        Ends with 0 if there is no fault, with 1 if there is one; what is to be watched is none.
+        """
+
+        run: First[Path]
+        """Of a tokenizer, finished or not; or a demo's folder."""
+        baseline: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+        """A run without the regulariser to compare with: equal but for causal.weight 0."""
+        json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+        """Also write what was looked at and found to this file."""
+
+    chosen = parse(Doctor, arguments, "doctor")
+    found = diagnose(chosen.run, chosen.baseline)
+    for diagnosis in found:
+        print(describe(diagnosis))
+    is_healthy = all(diagnosis.is_healthy for diagnosis in found)
+    if chosen.json is not None:
+        runs = [diagnosis.to_json() for diagnosis in found]
+        write_json(chosen.json, {"is_healthy": is_healthy, "runs": runs})
+    return 0 if is_healthy else 1
 
 
 def report(arguments: list[str]) -> None:

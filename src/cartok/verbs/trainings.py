@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import tyro
+
 from cartok.core.config import read_config
 from cartok.core.errors import UserError
 from cartok.verbs.arguments import First, Flat, Where, parse, progress_bar, train, with_recipe
@@ -24,6 +26,50 @@ def demo(arguments: list[str]) -> None:
     chosen = parse(Demo, arguments, "demo")
     launch = Launch(chosen.out, chosen.device, chosen.resume, chosen.overwrite)
     run_demo(chosen.config, launch, progress_bar())
+
+
+def study(arguments: list[str]) -> None:
+    """Runs a study, or says what it would cost."""
+    from cartok.lab.means import tables_of
+    from cartok.lab.plan import plan_of
+    from cartok.lab.study import StudyLaunch, run_study
+    from cartok.recipes import recipe_of
+    from cartok.recipes.study import STUDIES, adapted
+
+    @dataclass(frozen=True)
+    class Study:
+        """Many small trainings that answer one question; started again, it goes on."""
+
+        name: First[str]
+        out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+        """A new folder, or the study's; runs/NAME, if none is given."""
+        data: str = ""
+        """Pictures; 'photos', if nothing is given."""
+        seeds: int = 1
+        """Runs of every arm."""
+        scale: float = 1.0
+        """Multiplies the steps of every training."""
+        device: str = "auto"
+        """auto, cpu, cuda, cuda:N or mps."""
+        at_once: int = 0
+        """Arms at once; 0: one a core, or four on a GPU."""
+        retry: bool = False
+        """Run again what failed before."""
+        dry_run: bool = False
+        """Print the runs and their cost, and train nothing."""
+
+    chosen = parse(Study, arguments, "study")
+    config = adapted(
+        recipe_of(STUDIES, chosen.name), data=chosen.data, seeds=chosen.seeds, scale=chosen.scale
+    )
+    out = chosen.out or Path("runs") / chosen.name
+    if chosen.dry_run:
+        print(plan_of(config, out))
+        return
+    launch = StudyLaunch(out=out, device=chosen.device, at_once=chosen.at_once, retry=chosen.retry)
+    for table in tables_of(run_study(config, launch, progress_bar())):
+        print(f"{table}\n")
+    print(out / "study.json")
 
 
 def train_tokenizer(arguments: list[str]) -> None:

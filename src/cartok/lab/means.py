@@ -1,0 +1,157 @@
+"""A study's runs as means with intervals, warnings, and tables for a terminal."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy.stats import t as student
+
+from cartok.lab.inputs import Scores
+from cartok.scaling.measures import Cell, Interval, shown, span
+from cartok.tokenizer.doctor import Measures, gaming_of
+
+LEVEL = 0.9
+
+SCORES = {
+    "steps": "tokenizer_steps",
+    "FLOPs": "tokenizer_flops",
+    "rFD": "rfd",
+    "gFD": "gfd",
+    "nats/token": "prior_nats_per_token",
+    "bits/image": "prior_bits_per_image",
+    "R2 latents": "next_latent_r2",
+    "R2 codes": "probe_r2_quantised",
+    "next-latent MSE": "next_latent_mse",
+    "quantisation MSE": "commitment_mse",
+    "usage": "code_usage",
+    "perplexity": "code_perplexity",
+}
+"""Columns of the first table, by heading."""
+
+LOSSES = ("pixel_l2", "pixel_l1", "perceptual", "codebook", "commitment", "entropy")
+"""Terms of the codec's objective, unweighted: columns of the second table (paper, Figure 12)."""
+
+
+@dataclass(frozen=True)
+class ArmMeans:
+    """One arm over its seeds."""
+
+    name: str
+    finished: int
+    failures: list[str]
+    """Reasons, one for each seed that failed."""
+    scores: Scores
+
+
+def mean_over_sizes(scores: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of one score over priors, as the paper averages gFID (its Table 4).
+
+    The ends of its interval are the means of the ends: never too narrow, since the sizes' errors
+    may go together (all are scored against one reference).
+    """
+    mean: dict[str, Any] = {
+        "value": _mean([score["value"] for score in scores]),
+        "unit": scores[0]["unit"],
+        "receipt": _shared([score["receipt"] for score in scores]) | {"mean_over": len(scores)},
+    }
+    cells = [Cell(**score) for score in scores]
+    ends = [cell.interval for cell in cells if cell.interval is not None]
+    if len(ends) == len(cells):
+        low, high = _mean([end.low for end in ends]), _mean([end.high for end in ends])
+        mean["receipt"]["bootstrap"] = {"level": LEVEL, "interval": [low, high]}
+    return mean
+
+
+def arm_means(runs: list[dict[str, Any]]) -> list[ArmMeans]:
+    """Every arm's means over the seeds that have finished, in the order in which arms appear."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        by_name.setdefault(run["arm"], []).append(run)
+    return [_of_one(name, some) for name, some in by_name.items()]
+
+
+def warnings_of(arms: list[ArmMeans], twins: dict[str, str]) -> list[str]:
+    """Warnings that a regulariser was won without helping, against each arm's weight-0 twin."""
+    known = {arm.name: _measures(arm.scores) for arm in arms if arm.finished}
+    return [
+        f"{name}: {line}"
+        for name, twin in twins.items()
+        if name in known and twin in known
+        for line in gaming_of(known[name], known[twin])
+    ]
+
+
+def tables_of(arms: list[ArmMeans]) -> list[str]:
+    """Scores and losses, an arm a line; what an arm lacks is a dash, a failure its reason."""
+    losses = {name: f"loss_{name}" for name in LOSSES}
+    losses = {n: k for n, k in losses.items() if any(k in arm.scores for arm in arms)}
+    return [_table(arms, columns) for columns in (SCORES, losses) if columns]
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Rows of cells as text: the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = (
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _table(arms: list[ArmMeans], columns: dict[str, str]) -> str:
+    rows = [["arm", *columns]]
+    rows += [[arm.name, *(_text(arm.scores.get(key)) for key in columns.values())] for arm in arms]
+    notes = ["", *(f"failed: {arm.failures[0]}" if arm.failures else "" for arm in arms)]
+    lines = aligned(rows).splitlines()
+    return "\n".join(f"{line}  {note}".rstrip() for line, note in zip(lines, notes, strict=True))
+
+
+def _text(score: dict[str, Any] | None) -> str:
+    if score is None:
+        return "-"
+    interval = _interval(score)
+    return f"{shown(score['value'])} {span(interval)}" if interval else shown(score["value"])
+
+
+def _interval(score: dict[str, Any]) -> Interval | None:
+    if over_seeds := score["receipt"].get("over_seeds"):
+        return Interval(*over_seeds["interval"], f"{LEVEL:.0%} of seeds")
+    return Cell(score["value"], score["unit"], score["receipt"]).interval
+
+
+def _of_one(name: str, runs: list[dict[str, Any]]) -> ArmMeans:
+    finished = [run["scores"] for run in runs if run["status"] == "finished"]
+    failures = [run["reason"] for run in runs if run["status"] == "failed"]
+    keys = [key for key in (finished[0] if finished else {}) if all(key in s for s in finished)]
+    scores = {key: _mean_over_seeds([scores[key] for scores in finished]) for key in keys}
+    return ArmMeans(name, len(finished), failures, scores)
+
+
+def _mean_over_seeds(scores: list[dict[str, Any]]) -> dict[str, Any]:
+    """One seed's score as it is; of several the mean, with Student's interval for it."""
+    if len(scores) == 1:
+        return scores[0]
+    values = torch.tensor([score["value"] for score in scores], dtype=torch.float64)
+    error = (values.std() / len(values) ** 0.5).item()
+    reach = error * float(student.ppf((1 + LEVEL) / 2, len(values) - 1))
+    mean = values.mean().item()
+    over = {"values": values.tolist(), "level": LEVEL, "interval": [mean - reach, mean + reach]}
+    receipt = _shared([score["receipt"] for score in scores]) | {"over_seeds": over}
+    return {"value": mean, "unit": scores[0]["unit"], "receipt": receipt}
+
+
+def _shared(receipts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What all receipts say alike."""
+    first = receipts[0]
+    return {key: first[key] for key in first if all(r.get(key) == first[key] for r in receipts)}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _measures(scores: Scores) -> Measures:
+    return Measures(
+        latent_variance=scores["latent_variance"]["value"],
+        r2_latents=scores["next_latent_r2"]["value"],
+        r2_codes=scores["probe_r2_quantised"]["value"],
+    )

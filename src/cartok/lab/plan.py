@@ -1,0 +1,69 @@
+"""What a study's runs will cost, counted before any of them is started."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cartok.core.parallel import World
+from cartok.data.images import open_splits
+from cartok.data.pictures import Pictures
+from cartok.lab.means import aligned
+from cartok.lab.study import StudyRun, record_of, runs_of
+from cartok.prior.model import PriorConfig, flops_per_token
+from cartok.recipes.study import StudyConfig
+from cartok.scaling.measures import shown
+from cartok.tokenizer.train import TokenizerJob
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one run; nothing but the trainings is counted."""
+
+    steps: int
+    """Of the tokenizer, with those taken off that its regulariser costs."""
+    tokenizer_flops: float
+    prior_flops: float
+    """Of all its priors."""
+
+
+def plan_of(study: StudyConfig, out: Path) -> str:
+    """A table of the runs, in the order in which they are dealt out, and of their sum."""
+    base = study.arms[0].tokenizer
+    pictures = open_splits(base.data, size=base.view.size)["train"]
+    runs = runs_of(study)
+    by_arm = {run.arm: cost_of(run, pictures) for run in runs if run.seed == 0}
+    costs = [by_arm[run.arm] for run in runs]
+    rows = [["run", "state", "steps", "tokenizer FLOPs", "priors FLOPs"]]
+    for run, cost in zip(runs, costs, strict=True):
+        status = record_of(run, out.resolve())["status"]
+        rows.append([run.title, status, *_cells(cost)])
+    total = Cost(
+        sum(cost.steps for cost in costs),
+        sum(cost.tokenizer_flops for cost in costs),
+        sum(cost.prior_flops for cost in costs),
+    )
+    return aligned([*rows, ["all", "", *_cells(total)]])
+
+
+def cost_of(run: StudyRun, pictures: Pictures) -> Cost:
+    """What the record of a run will say, from shapes alone."""
+    with torch.random.fork_rng([]):  # a job seeds its networks, even those without numbers
+        job = TokenizerJob(run.tokenizer, pictures, World(device=torch.device("meta")))
+    flops = job.flops.of(job.steps, run.tokenizer.losses) * run.tokenizer.loop.batch
+    size = run.tokenizer.view.size
+    priors = 0.0
+    for prior in run.priors:
+        shape = PriorConfig(
+            transformer=prior.transformer,
+            codebook_size=job.tokenizer.codebook_size,
+            grid=job.tokenizer.grid_of(size, size),
+            num_classes=pictures.num_classes,
+        )
+        seen = prior.loop.steps * prior.loop.batch * shape.num_tokens
+        priors += 3.0 * flops_per_token(shape) * seen
+    return Cost(job.steps, flops, priors)
+
+
+def _cells(cost: Cost) -> list[str]:
+    return [shown(cost.steps), shown(cost.tokenizer_flops), shown(cost.prior_flops)]

@@ -1,0 +1,272 @@
+"""A study: many arms, some at once; what is recorded already is not run again.
+
+DIR/
+  study.json                    every run with its scores, and each arm's means over seeds
+  arms/NAME-sSEED-DIGEST/       one run: an arm with one seed
+    arm.json                    how it ended: finished with scores, or failed and why
+    tokenizer/ tokens/ 2x64/    its stages; a folder for each prior
+  pictures/                     reconstructions and samples
+"""
+
+import os
+import time
+import traceback
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cartok.core.config import config, dict_of, digest_of
+from cartok.core.errors import UserError
+from cartok.core.files import finite, read_json, write_json, write_text
+from cartok.core.parallel import World
+from cartok.core.progress import Progress
+from cartok.core.run import provenance, read_log
+from cartok.data.images import open_splits
+from cartok.lab.arm import Arm, run_stage_one, run_stage_two, score_of, seconds_of
+from cartok.lab.inputs import ArmInputs, Scores, arm_inputs
+from cartok.lab.means import LOSSES, ArmMeans, arm_means, mean_over_sizes, warnings_of
+from cartok.lab.together import Task, run_together
+from cartok.prior.train import PriorRun
+from cartok.recipes.study import StudyConfig, size_of
+from cartok.tokenizer.train import TokenizerRun
+
+FILE = "study.json"
+AT_ONCE_ON_GPU = 4
+"""A demo-sized training leaves most of a GPU idle."""
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One arm with one seed."""
+
+    arm: str
+    seed: int
+    tokenizer: TokenizerRun
+    priors: tuple[PriorRun, ...]
+    digest: str
+    """Of all that decides its scores: it is never run twice in one folder."""
+
+    @property
+    def title(self) -> str:
+        """Short and unique within a study."""
+        return f"{self.arm}-s{self.seed}"
+
+    def folder(self, out: Path) -> Path:
+        """Its folder in the study's."""
+        return out / "arms" / f"{self.title}-{self.digest}"
+
+
+@config
+class StudyLaunch:
+    """Where a study goes and how it is run; no part of its config."""
+
+    out: Path
+    device: str = "auto"
+    at_once: int = 0
+    """Arms at once; 0: one a core, or four on a GPU."""
+    retry: bool = False
+    """Run again what failed before."""
+
+    def __post_init__(self):
+        if self.at_once < 0:
+            raise ValueError(f"at_once must not be negative, but is {self.at_once}")
+
+
+def runs_of(study: StudyConfig) -> list[StudyRun]:
+    """Every arm with every seed; all arms have one seed before any has two."""
+    return [
+        _run_of(study, arm.name, replace(arm.tokenizer, seed=seed), seed)
+        for seed in range(study.seeds)
+        for arm in study.arms
+    ]
+
+
+def run_study(study: StudyConfig, launch: StudyLaunch, progress: Progress) -> list[ArmMeans]:
+    """Runs what is not recorded yet; writes ``study.json``; every arm's means.
+
+    A run that fails is recorded with its reason, and the others go on. A study that was killed goes
+    on when it is started again.
+
+    Raises:
+        UserError: the folder holds something else; there are too few pictures; a process died.
+        SystemExit: the study was asked to stop; what was training has saved.
+    """
+    out, world = launch.out.resolve(), World.join(launch.device)
+    _refuse_folder(study, out)
+    runs = runs_of(study)
+    waiting = [run for run in runs if _must_run(record_of(run, out), launch.retry)]
+    progress.say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them recorded already")
+    if waiting:
+        inputs = _inputs(study, world, launch.device)
+        write_json(out / FILE, _summary(study, out, world))
+        _run_all(waiting, out, inputs, launch.at_once or _at_once(world), progress)
+    summary = _summary(study, out, world)
+    write_json(out / FILE, summary)
+    for warning in summary["warnings"]:
+        progress.say(f"warning: {warning}")
+    return arm_means(summary["runs"])
+
+
+def record_of(run: StudyRun, out: Path) -> dict[str, Any]:
+    """What is recorded of a run: its ``arm.json``, or that it is waiting."""
+    path = run.folder(out) / "arm.json"
+    if path.exists():
+        return read_json(path, "an arm's record")
+    return _record(run, "waiting")
+
+
+def twins_of(study: StudyConfig) -> dict[str, str]:
+    """For each regularised arm the first one without that differs from it in nothing else."""
+    bare = [arm for arm in study.arms if not arm.tokenizer.causal.weight]
+    twins = {}
+    for arm in study.arms:
+        like = [
+            twin.name
+            for twin in bare
+            if replace(arm.tokenizer, causal=twin.tokenizer.causal) == twin.tokenizer
+        ]
+        if like and arm not in bare:
+            twins[arm.name] = like[0]
+    return twins
+
+
+def _run_of(study: StudyConfig, name: str, tokenizer: TokenizerRun, seed: int) -> StudyRun:
+    priors = tuple(replace(prior, seed=seed) for prior in study.priors)
+    plain = {
+        "tokenizer": dict_of(tokenizer),
+        "priors": [dict_of(prior) for prior in priors],
+        "samples": study.samples,
+        "guidance": study.guidance,
+    }
+    return StudyRun(name, seed, tokenizer, priors, digest_of(plain))
+
+
+def _must_run(record: dict[str, Any], retry: bool) -> bool:
+    return record["status"] == "waiting" or (retry and record["status"] == "failed")
+
+
+def _refuse_folder(study: StudyConfig, out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out is a folder to write to, but {out} is a file; name another")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / FILE).exists():
+        raise UserError(f"{out} holds files but no study (no {FILE}); name another folder")
+    if (name := read_json(out / FILE, "a study").get("name")) != study.name:
+        raise UserError(f"{out} holds the study '{name}', not '{study.name}'; name another folder")
+
+
+def _inputs(study: StudyConfig, world: World, device: str) -> ArmInputs:
+    base = study.arms[0].tokenizer
+    splits = open_splits(base.data, size=base.view.size)
+    inputs = arm_inputs(base.view, splits["train"], splits["val"], world, device)
+    seen = max(prior.loop.steps * prior.loop.batch for prior in study.priors)
+    return replace(
+        inputs,
+        num_samples=study.samples,
+        guidance=study.guidance if inputs.num_classes else 1.0,
+        most_tokenised=max(inputs.most_tokenised, seen),
+    )
+
+
+def _at_once(world: World) -> int:
+    return (os.cpu_count() or 1) if world.device.type == "cpu" else AT_ONCE_ON_GPU
+
+
+def _run_all(
+    runs: list[StudyRun], out: Path, inputs: ArmInputs, at_once: int, progress: Progress
+) -> None:
+    """Deals the runs out to so many processes; one at once needs no other process."""
+    hands = [runs[start::at_once] for start in range(min(at_once, len(runs)))]
+    if len(hands) == 1:
+        _run_in_turn(runs, out, inputs, progress)
+        return
+    tasks: dict[str, Task] = {
+        f"process {i}": (_run_in_turn, (hand, out, inputs)) for i, hand in enumerate(hands)
+    }
+    try:
+        run_together(tasks, progress)
+    except UserError:
+        raise UserError(
+            "the processes of a study must live, but one died, often for want of memory; the same "
+            "command goes on, with a smaller --at-once if need be"
+        ) from None
+
+
+def _run_in_turn(runs: list[StudyRun], out: Path, inputs: ArmInputs, progress: Progress) -> None:
+    for run in runs:
+        _run(run, out, inputs, progress)
+
+
+def _run(run: StudyRun, out: Path, inputs: ArmInputs, progress: Progress) -> None:
+    """Runs one and records how it ended."""
+    folder = run.folder(out)
+    try:
+        arm = Arm(run.title, folder, out / "pictures", inputs, progress)
+        record = _record(run, "finished", scores=_scores(run, arm))
+    except Exception as error:  # whatever it is, the other arms can still be compared
+        reason = " ".join(str(error).split())
+        if not isinstance(error, UserError):
+            reason = f"{type(error).__name__}: {reason}"
+            write_text(folder / "traceback.txt", traceback.format_exc())
+        progress.say(f"{run.title} failed: {reason}")
+        record = _record(run, "failed", reason=reason)
+    write_json(folder / "arm.json", finite(record))
+
+
+def _scores(run: StudyRun, arm: Arm) -> Scores:
+    """Trains and scores everything: a prior's scores by size, and their means over the sizes."""
+    started = time.monotonic()
+    scores = run_stage_one(arm, run.tokenizer) | _final_losses(arm)
+    flops = scores["tokenizer_steps"]["receipt"]["flops"]
+    scores["tokenizer_flops"] = score_of(flops, "FLOPs")
+    by_size = {}
+    for prior in run.priors:
+        size = size_of(prior)
+        by_size[size] = run_stage_two(arm, prior, size)
+        record = read_json(arm.folder / size / "record.json", "a record")
+        by_size[size]["prior_flops"] = score_of(record["flops"], "FLOPs", steps=record["steps"])
+    for key in next(iter(by_size.values())):
+        scores[key] = mean_over_sizes([found[key] for found in by_size.values()])
+        scores |= {f"{key}/{size}": found[key] for size, found in by_size.items()}
+    trainings = ("tokenizer", *by_size)
+    seconds = seconds_of(arm, trainings, time.monotonic() - started)
+    return scores | arm.inputs.floor | {"seconds": seconds}
+
+
+def _final_losses(arm: Arm) -> Scores:
+    """The codec's terms, unweighted, as means over the last tenth of the log."""
+    lines = [line for line in read_log(arm.folder / "tokenizer") if "codec/pixel_l2" in line]
+    last = lines[-max(1, len(lines) // 10) :]
+    return {
+        f"loss_{name}": score_of(
+            torch.tensor([line[f"codec/{name}"] for line in last]).mean().item(),
+            "unweighted", steps=[line["step"] for line in last], split="train",
+        )
+        for name in LOSSES
+        if f"codec/{name}" in last[0]
+    }  # fmt: skip
+
+
+def _record(run: StudyRun, status: str, reason: str = "", **found: Any) -> dict[str, Any]:
+    return {"arm": run.arm, "seed": run.seed, "digest": run.digest, "status": status,
+            "reason": reason, **found}  # fmt: skip
+
+
+def _summary(study: StudyConfig, out: Path, world: World) -> dict[str, Any]:
+    runs = runs_of(study)
+    records = [record_of(run, out) for run in runs]
+    means = arm_means(records)
+    return {
+        "name": study.name,
+        "config": dict_of(study),
+        "provenance": provenance(world),
+        "arms": [asdict(arm) for arm in means],
+        "runs": [
+            record | {"folder": str(run.folder(out).relative_to(out))}
+            for run, record in zip(runs, records, strict=True)
+        ],
+        "warnings": warnings_of(means, twins_of(study)),
+    }

@@ -1,0 +1,181 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from cartok.core.config import ConfigError, config_of, dict_of, digest_of
+from cartok.core.errors import UserError
+from cartok.recipes import recipe_of
+from cartok.recipes.prior import demo
+from cartok.recipes.study import STUDIES, StudyArm, StudyConfig, adapted, size_of
+from cartok.recipes.tokenizer import baseline_demo, causal_demo
+from cartok.tokenizer.model import Tokenizer
+
+each = pytest.mark.parametrize("name", STUDIES)
+
+
+def study(name):
+    return recipe_of(STUDIES, name)
+
+
+def arms(name):
+    return {arm.name: arm.tokenizer for arm in study(name).arms}
+
+
+# ------------------------------------------------------------------ every study
+
+
+@each
+def test_a_study_comes_back_from_json_as_it_was_under_its_own_name(name):
+    built = study(name)
+    assert built.name == name
+    again = config_of(StudyConfig, json.loads(json.dumps(dict_of(built))))
+    assert again == built
+    assert digest_of(again) == digest_of(built)
+
+
+@each
+def test_a_summary_is_one_short_sentence(name):
+    summary = STUDIES[name].summary
+    assert 10 < len(summary) <= 90
+    assert summary.endswith(".")
+
+
+@each
+def test_no_two_arms_are_equal_and_one_has_no_regulariser(name):
+    built = study(name)
+    digests = {digest_of(arm.tokenizer) for arm in built.arms}
+    assert len(digests) == len(built.arms)
+    assert any(not arm.tokenizer.causal.weight for arm in built.arms)
+
+
+@each
+def test_arms_compute_as_much_and_differ_from_the_demo_in_what_is_asked_alone(name):
+    asked = {"causal"} if name not in ("quantizers", "loss-forms") else {"causal", "model"}
+    base = dict_of(causal_demo())
+    for arm in study(name).arms:
+        plain = dict_of(arm.tokenizer)
+        assert plain["equal_compute"]
+        assert {key for key in base if base[key] != plain[key]} <= asked
+
+
+@each
+def test_scores_are_averaged_over_several_sizes_of_prior(name):
+    priors = study(name).priors
+    assert len({size_of(prior) for prior in priors}) == len(priors) >= 2
+    assert demo() in priors
+
+
+# ------------------------------------------------------------------ the paper's ablations
+
+
+def test_the_loss_forms_are_those_of_table_4_and_noisy_latents():
+    forms = {
+        name: (run.causal.reads, run.causal.target, run.causal.loss, run.causal.weight)
+        for name, run in arms("loss-forms").items()
+    }
+    assert forms == {
+        "baseline": ("noisy", "latents", "l2", 0.0),
+        "l2-before": ("latents", "latents", "l2", 4.0),
+        "l2-after": ("codes", "codes", "l2", 4.0),
+        "ce-after": ("codes", "latents", "ce", 0.03),
+        "larp-style": ("codes", "latents", "ce", 0.03),
+        "noisy": ("noisy", "latents", "l2", 1.0),
+    }
+
+
+def test_larps_style_draws_codes_on_the_sphere_and_samples_half_of_what_it_reads():
+    run = arms("loss-forms")["larp-style"]
+    assert run.causal.scheduled_sampling == 0.5
+    assert run.model.quantizer.temperature == 0.03
+    assert run.model.quantizer.normalise
+    others = [other for name, other in arms("loss-forms").items() if name != "larp-style"]
+    assert not any(other.model.quantizer.temperature for other in others)
+
+
+def test_the_weights_span_the_papers_range_in_its_own_form():
+    grid = arms("weights")
+    values = [run.causal.weight for run in grid.values()]
+    assert values == sorted(values)
+    assert (values[0], values[-1]) == (0, 15)
+    assert 4 in values
+    assert {run.causal.reads for run in grid.values()} == {"latents"}
+
+
+def test_the_layers_span_the_papers_range():
+    grid = arms("layers")
+    assert grid.pop("layers-0").causal.weight == 0
+    assert [run.causal.transformer.depth for run in grid.values()] == [1, 2, 4, 8, 12]
+    assert {run.causal.weight for run in grid.values()} == {4}
+
+
+def test_reads_cross_what_is_read_with_what_is_predicted():
+    grid = arms("reads")
+    assert grid.pop("baseline") == baseline_demo()
+    found = {(run.causal.reads, run.causal.target) for run in grid.values()}
+    assert len(found) == len(grid) == 9
+    assert grid["noisy-to-latents"] == causal_demo()
+
+
+def test_orders_have_all_there_are():
+    grid = arms("orders")
+    assert {run.causal.order for run in grid.values()} == {
+        "raster", "columns", "snake", "spiral", "random",
+    }  # fmt: skip
+    assert grid["raster"] == causal_demo()
+
+
+def test_every_quantizer_is_there_with_and_without_the_regulariser_at_equal_bits():
+    grid = arms("quantizers")
+    assert len(grid) == 10
+    for name, run in grid.items():
+        kind, form = name.rsplit("-", 1)
+        assert run.model.quantizer.kind == kind
+        assert (run.causal.weight > 0) == (form == "causal")
+        quantizer = Tokenizer(run.model).quantizer
+        assert quantizer.codebook_size**quantizer.tokens_per_cell == 256
+        twin = replace(run, causal=replace(run.causal, weight=0.0))
+        assert twin == grid[f"{kind}-baseline"]
+
+
+# ------------------------------------------------------------------ a study's rules
+
+
+def test_a_study_is_taken_to_other_pictures_more_seeds_and_fewer_steps():
+    found = adapted(study("weights"), data="somewhere", seeds=3, scale=0.1)
+    assert found.seeds == 3
+    assert {arm.tokenizer.data for arm in found.arms} == {"somewhere"}
+    assert {arm.tokenizer.loop.steps for arm in found.arms} == {70}
+    assert {prior.loop.steps for prior in found.priors} == {40}
+    assert adapted(study("weights")) == study("weights")
+
+
+ARM = StudyArm(name="a", tokenizer=causal_demo())
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"arms": ()}, "a study has arms"),
+        ({"arms": (ARM, ARM)}, "no two of one name"),
+        ({"arms": (ARM, StudyArm(name="b", tokenizer=replace(causal_demo(), data="x")))}, "equal"),
+        ({"priors": ()}, "priors differ"),
+        ({"priors": (demo(), replace(demo(), seed=1))}, "priors differ in depth or width"),
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"samples": 100}, "samples 512"),
+    ],
+)
+def test_a_study_that_could_not_be_judged_is_refused(fields, said):
+    with pytest.raises(ConfigError, match=said):
+        StudyConfig(**({"name": "x", "arms": (ARM,), "priors": (demo(),)} | fields))
+
+
+@pytest.mark.parametrize("name", ["../up", "Two Words", "", "a_b"])
+def test_an_arms_name_can_begin_a_folders(name):
+    with pytest.raises(ConfigError, match="small letters"):
+        StudyArm(name=name, tokenizer=causal_demo())
+
+
+def test_a_scale_of_nothing_is_refused():
+    with pytest.raises(UserError, match="above 0, but is 0"):
+        adapted(study("weights"), scale=0.0)
