@@ -43,9 +43,10 @@ MAY_IMPORT = {
 DOERS = {"train", "extract", "suite", "report"}
 
 # Pure networks: tensors in, tensors out.
-NETWORKS = ["layers", "tokenizer.codec", "tokenizer.quantize", "tokenizer.causal",
-            "tokenizer.forms", "tokenizer.order", "tokenizer.controls", "tokenizer.alignment",
-            "tokenizer.critic", "tokenizer.losses", "tokenizer.model", "prior.model",
+NETWORKS = ["layers", "tokenizer.codec", "tokenizer.blocks", "tokenizer.fused",
+            "tokenizer.quantize", "tokenizer.causal", "tokenizer.forms", "tokenizer.order",
+            "tokenizer.controls", "tokenizer.alignment", "tokenizer.critic",
+            "tokenizer.losses", "tokenizer.model", "prior.model",
             "sampling.guidance"]  # fmt: skip
 
 

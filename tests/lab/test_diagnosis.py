@@ -123,6 +123,14 @@ def test_a_fault_planted_in_the_log_is_named(tmp_path, curves, expected):
     assert found_in(write_run(tmp_path / "run", curves=curves)) == [expected]
 
 
+def test_the_first_minute_says_nothing_of_the_loader(tmp_path):
+    curves = {"speed/stall_share": lambda t: 0.4, "speed/seconds_per_step": lambda t: 0.05}
+    folder = write_run(tmp_path / "run", curves=curves)
+    assert STEPS * 0.05 < 60 <= STEPS * 0.1
+    assert found_in(folder) == []
+    assert verdicts_of(folder)["waiting for pictures"] == "too early to say"
+
+
 def test_a_loss_that_does_not_fall_is_a_plateau(tmp_path):
     flat = {name: lambda t: 0.3 for name in HEALTHY if name.startswith("codec/p")}
     assert found_in(write_run(tmp_path / "run", curves=flat)) == [("fault", "plateau")]

@@ -111,7 +111,7 @@ def test_twin_and_alignment_are_terms_of_their_own(tokenizer):
     )  # fmt: skip
     assert terms.weights["twin"] == 1
     torch.testing.assert_close(terms.total, plain.total + 0.5 + 0.5 + 0.5 * 0.75)
-    assert terms.watched["twin_next_latent_r2"] == terms.watched["next_latent_r2"] == 0.75
+    assert terms.watched["twin_r2"] == terms.watched["next_latent_r2"] == 0.75
 
 
 # ------------------------------------------------------------------ critic and codec

@@ -106,7 +106,7 @@ def costs_of(job: TokenizerJob) -> str:
     return text
 
 
-def _short(number: float) -> str:
+def _short(number: int | float) -> str:
     """A count in three digits with its unit: 42.4M, 1.17T."""
     for power, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
         if number >= 10**power:

@@ -17,6 +17,9 @@ Verdict = Literal["fine", "watch", "fault", "not measured", "too early to say"]
 
 _BESIDE = "beside its baseline"
 
+WARM_UP = 60.0
+"""Seconds of a training that say little of its loader: files come from a cold disk."""
+
 
 @dataclass(frozen=True)
 class Vital:
@@ -280,6 +283,8 @@ def _loader(chart: Chart) -> Vital:
     curve = chart.curve("speed/stall_share")
     share = curve[-1][1] if curve else 0.0
     workers = chart.setting("workers", 0)
+    if curve and chart.step * (chart.last("speed/seconds_per_step") or 0.0) < WARM_UP:
+        return Vital("waiting for pictures", f"{share:.1%} of the time", "too early to say")
     return _of(
         "waiting for pictures", curve, f"{share:.1%} of the time",
         lambda: faults.stalled_loader(share, workers),
