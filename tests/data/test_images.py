@@ -228,6 +228,16 @@ def test_a_class_with_a_single_picture_is_refused_where_a_tenth_is_held_out(two_
     assert len(open_pictures(two_classes, "all")) == 41
 
 
+def test_classes_of_one_picture_each_are_no_classes_where_a_tenth_is_held_out(fill):
+    folder = fill("lone", [f"{number:02}/0.png" for number in range(20)])
+    splits = open_splits(folder)
+    assert (len(splits["train"]), len(splits["val"])) == (18, 2)
+    for pictures in (*splits.values(), open_pictures(folder, "train")):
+        assert pictures.classes == ()
+        assert not pictures.labels.any()
+    assert len(open_pictures(folder, "all").classes) == 20
+
+
 @pytest.mark.parametrize("held", ["val/images", "val"])
 def test_a_validation_folder_with_other_classes_is_refused(fill, held):
     names = [f"train/{name}/{i}.png" for name in "ab" for i in range(3)]

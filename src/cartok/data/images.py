@@ -8,7 +8,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -68,9 +68,11 @@ def open_pictures(source: str | Path, split: Split, *, size: int | None = None) 
 
     Raises:
         UserError: there is nothing to open, or more than 1 % of it cannot be used, or a class
-            has a single picture and a tenth must be held out.
+            has a single picture, another has more, and a tenth must be held out.
     """
     listing = listing_of(source, size)
+    if split != "all":
+        listing = _without_lone_classes(listing)
     headers = _usable_headers(listing, split, source)
     keep = np.ones(len(headers.rows), dtype=bool)
     if listing.held is None and split != "all":
@@ -86,7 +88,7 @@ def open_splits(
     Raises:
         UserError: either split cannot be opened; see ``open_pictures``.
     """
-    listing = listing_of(source, size)
+    listing = _without_lone_classes(listing_of(source, size))
     splits: tuple[Literal["train", "val"], ...] = ("train", "val")
     if listing.held is not None:
         found = {split: _usable_headers(listing, split, source) for split in splits}
@@ -201,6 +203,14 @@ def pictures_of(
         skipped=faults,
         digest=content.hexdigest()[:16],
     )
+
+
+def _without_lone_classes(listing: Listing) -> Listing:
+    """Where a tenth must be held out and no class has two pictures, they are no classes."""
+    labels = listing.labels[listing.labels != NO_CLASS]
+    if listing.held is not None or len(labels) < 2 or np.bincount(labels).max() > 1:
+        return listing
+    return replace(listing, labels=np.zeros_like(listing.labels), classes=())
 
 
 def _usable_headers(listing: Listing, split: Split, source: str | Path) -> Headers:
