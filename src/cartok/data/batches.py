@@ -10,7 +10,8 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import count, islice
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cartok.core.errors import UserError
-from cartok.core.shapes import Image, Labels, image_of_pixels
+from cartok.core.shapes import Image, Labels, Pixels, image_of_pixels
 from cartok.data.order import Order, Sample, picture_generator
 from cartok.data.pictures import Pictures
 from cartok.data.views import View, center_view, train_view
@@ -27,15 +28,29 @@ from cartok.data.views import View, center_view, train_view
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Pictures in [-1, 1] with their labels, their indices and their places in the order.
+    """Pictures with their labels, their indices and their places in the order.
 
     ``indices`` are those of the pictures really shown: an unreadable one is replaced by another.
+    Pictures are bytes until ``image`` is asked for: a quarter to send, and quick to turn.
     """
 
-    image: Image
+    pixels: Pixels
     labels: Labels
     indices: Integer[Tensor, " batch"]
     positions: Integer[Tensor, " batch"]
+
+    @cached_property
+    def image(self) -> Image:
+        """The pictures in [-1, 1], where the bytes are."""
+        return image_of_pixels(self.pixels)
+
+    def on(self, device: torch.device) -> "Batch":
+        """The pictures there; the rest, which few ask for, stays."""
+        return replace(self, pixels=self.pixels.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The pictures where a GPU can fetch them while it computes; called by torch's loader."""
+        return replace(self, pixels=self.pixels.pin_memory())
 
 
 def image_batches(
@@ -47,6 +62,7 @@ def image_batches(
     start: int,
     augment: bool,
     workers: int = 0,
+    pinned: bool = False,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Batch]:
@@ -54,7 +70,7 @@ def image_batches(
 
     ``start`` counts the pictures that all ranks have drawn before. With ``augment`` the view is
     random by (seed, epoch, index), otherwise central. ``workers`` processes decode ahead, two
-    batches each; 0 decodes here.
+    batches each; 0 decodes here. ``pinned`` puts what they send where a GPU fetches it fastest.
 
     Raises:
         UserError: a worker process died, or more than 1 % of the pictures cannot be decoded.
@@ -62,7 +78,9 @@ def image_batches(
     order = Order(len(pictures), seed=seed, start=start, rank=rank, world_size=world_size)
     maker = _Maker(pictures, view, seed if augment else None)
     requests = (order.take(batch) for _ in count())
-    return _from_workers(maker, requests, workers) if workers else map(maker.batch_of, requests)
+    if workers:
+        return _from_workers(maker, requests, workers, pinned)
+    return map(maker.batch_of, requests)
 
 
 def all_images(pictures: Pictures, view: View, batch: int) -> Iterator[Batch]:
@@ -80,7 +98,7 @@ def all_images(pictures: Pictures, view: View, batch: int) -> Iterator[Batch]:
             yield found
         elif own.any():
             yield Batch(
-                found.image[own], found.labels[own], found.indices[own], found.positions[own]
+                found.pixels[own], found.labels[own], found.indices[own], found.positions[own]
             )
 
 
@@ -99,7 +117,7 @@ class _Maker(Dataset):
             indices.append(loaded.index)
             squares.append(self._square(loaded.picture, sample))
         return Batch(
-            image=image_of_pixels(torch.stack(squares)),
+            pixels=torch.stack(squares),
             labels=torch.from_numpy(self._pictures.labels[indices]),
             indices=torch.tensor(indices),
             positions=torch.tensor([sample.position for sample in samples]),
@@ -119,12 +137,15 @@ class _Maker(Dataset):
         return train_view(picture, self._view, generator)
 
 
-def _from_workers(maker: _Maker, requests: Iterator[list[Sample]], workers: int) -> Iterator[Batch]:
+def _from_workers(
+    maker: _Maker, requests: Iterator[list[Sample]], workers: int, pinned: bool
+) -> Iterator[Batch]:
     loader = DataLoader(
         maker,
         sampler=requests,
         batch_size=None,
         num_workers=workers,
+        pin_memory=pinned,
         multiprocessing_context=_context(),
         # Its own, so that making the loader draws nothing from the global generator.
         generator=torch.Generator().manual_seed(0),

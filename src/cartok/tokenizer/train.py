@@ -68,11 +68,12 @@ class TokenizerJob:
             start=start,
             augment=True,
             workers=self.config.workers,
+            pinned=world.device.type == "cuda",
             rank=world.rank,
             world_size=world.size,
         )
         for batch in stream:
-            yield replace(batch, image=batch.image.to(world.device, non_blocking=True))
+            yield batch.on(world.device)
 
     def prepare(self, batch: Batch, step: int) -> Forward:
         """Encodes and decodes."""
