@@ -80,7 +80,11 @@ def train_tokenizer(arguments: list[str]) -> None:
 
     @dataclass(frozen=True)
     class TrainTokenizer(Where):
-        """Stage 1: pictures to a tokenizer."""
+        """Stage 1: pictures to a tokenizer.
+
+        --model.quantizer KIND (vq, fsq, lfq, bsq, residual) puts another quantizer into a recipe;
+        its own options follow it.
+        """
 
         config: Annotated[TokenizerRun, Flat] = field(default_factory=TokenizerRun)
 
