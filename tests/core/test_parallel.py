@@ -29,8 +29,22 @@ def test_a_world_of_one_agrees_with_itself():
     parameter.grad = value.clone()
     world.average_gradients([parameter])
     assert torch.equal(parameter.grad, value)
+    assert world.first(lambda: 3) == 3
     world.barrier()
     world.leave()
+
+
+def test_batch_norms_are_joined_over_gpus_and_over_nothing_else(monkeypatch):
+    """Torch joins them on GPUs alone; on CPUs each rank normalises its own share of a batch."""
+    joined = []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: None)
+    monkeypatch.setattr(torch.nn.Linear, "to", lambda self, device: self)
+    monkeypatch.setattr(
+        torch.nn.SyncBatchNorm, "convert_sync_batchnorm", lambda m: joined.append(m) or m
+    )
+    for size, device in ((1, "cuda"), (2, "cpu"), (2, "cuda")):
+        World(size=size, device=torch.device(device)).shard(torch.nn.Linear(1, 1))
+    assert len(joined) == 1
 
 
 @pytest.mark.parametrize(
@@ -98,6 +112,17 @@ def test_two_ranks_hear_the_same_of_each_other(toy, apart, tmp_path):
         "weight": [1.0, 1.0],
         "gradient": [0.0, 1.5, 3.0],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("strike", ["", "main"])
+def test_the_main_rank_goes_first_and_if_it_fails_the_others_do_not_wait(
+    toy, apart, tmp_path, strike
+):
+    errand = toy.Errand(str(tmp_path), {}, strike=strike)
+    assert apart(errand, ranks=2, call="take_turns") == [0, 0]
+    said = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
+    failed = ["OSError: no network", "UserError: the main rank failed; its own message says why"]
+    assert said == (failed if strike else ["found False", "found True"])
 
 
 def loop_of(**changes):

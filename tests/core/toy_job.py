@@ -249,6 +249,26 @@ def refuse(errand: Errand, world: World) -> None:
     world.leave()
 
 
+def take_turns(errand: Errand, world: World) -> None:
+    """Writes down which ranks found a file that the main one makes, or why a rank gave up."""
+    path = Path(errand.out, "made")
+
+    def make() -> str:
+        if world.is_main and errand.strike:
+            raise OSError("no network")
+        found = path.exists()
+        path.touch()
+        return f"found {found}"
+
+    try:
+        said = world.first(make)
+    except (OSError, UserError) as error:
+        said = f"{type(error).__name__}: {error}"
+    Path(errand.out, f"{world.rank}.txt").write_text(said)
+    world.barrier()  # the ranks are still in step
+    world.leave()
+
+
 def _arm(job: ToyJob, errand: Errand) -> None:
     """Makes the training signal itself in step or at sample ``at``, or in its ``at``-th saving."""
     calls = itertools.count()

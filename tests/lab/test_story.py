@@ -173,6 +173,7 @@ def test_a_recipe_that_names_no_pictures_asks_for_them(tmp_path, capsys):
 def test_a_collapsed_codebook_ends_in_a_warning(small_pictures, tmp_path, capsys):
     arguments = ["train-tokenizer", "baseline-toy", "--data", str(small_pictures), "--loop.steps",
                  "40", "--model.quantizer.revive-after", "0", "--optim.lr", "0.2",
-                 "--losses.critic.weight", "0", "--device", "cpu", "--out", str(tmp_path / "run")]  # fmt: skip
+                 "--losses.critic.weight", "0", "--device", "cpu",
+                 "--out", str(tmp_path / "run")]  # fmt: skip
     assert main(arguments) == 0
     assert "codebook collapse" in capsys.readouterr().err

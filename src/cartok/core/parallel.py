@@ -77,12 +77,21 @@ class World:
             dist.barrier()
 
     def first(self, action: Callable[[], T]) -> T:
-        """What an action returns on every rank; the main one goes first, as to download a file."""
-        if self.size > 1 and not self.is_main:
-            self.barrier()
-        done = action()
-        if self.size > 1 and self.is_main:
-            self.barrier()
+        """What an action returns on every rank; the main one goes first, as to download a file.
+
+        Raises:
+            UserError: on the other ranks, where the action failed on the main one.
+        """
+        if not self.is_main:
+            if self.any(False):
+                raise UserError("the main rank failed; its own message says why")
+            return action()
+        failed = True
+        try:
+            done = action()
+            failed = False
+        finally:
+            self.any(failed)  # the others wait for it
         return done
 
     def shard(self, module: M) -> M:

@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cartok.core.config import config
+from cartok.core.config import config, dict_of
 from cartok.core.errors import UserError
 from cartok.core.job import EvaluationConfig, LoopConfig
 from cartok.core.optim import OptimConfig
@@ -73,10 +73,10 @@ class TokenizerRun:
             raise ValueError(
                 "trains 'decoder' keeps an encoder as it is, so start_from must name its tokenizer"
             )
-        if self.trains == "decoder" and self.causal.is_used:
+        if self.trains == "decoder" and (self.causal.is_used or self.losses.alignment.weight):
             raise ValueError(
-                "with trains 'decoder' no latent moves, so causal.weight must be 0 and "
-                "causal.watch false"
+                "with trains 'decoder' no latent moves, so causal.weight and "
+                "losses.alignment.weight must be 0 and causal.watch false"
             )
 
     def _check_sizes(self) -> None:
@@ -120,9 +120,11 @@ class Parts:
 
     @property
     def on_meta(self) -> Networks:
-        """The same networks without numbers, for counting."""
+        """The same networks without numbers, for counting; what is computed again counts once."""
+        tokenizer = copy.deepcopy(self.tokenizer).to("meta")
+        tokenizer.encoder.recompute_levels = tokenizer.decoder.recompute_levels = 0
         return Networks(
-            tokenizer=copy.deepcopy(self.tokenizer).to("meta"),
+            tokenizer=tokenizer,
             causal=_on_meta(self.causal),
             critic=_on_meta(self.critic),
             alignment=_on_meta(self.alignment),
@@ -175,29 +177,42 @@ def parts_of(run: TokenizerRun, world: World) -> Parts:
 def _tokenizer(run: TokenizerRun, world: World) -> Tokenizer:
     tokenizer = Tokenizer(run.model)
     if run.start_from:
-        _take_weights(tokenizer, run)
+        _take_weights(tokenizer, run, world)
     if run.trains == "decoder":
         for part in (tokenizer.encoder, tokenizer.project_in, tokenizer.quantizer):
-            part.requires_grad_(False)
+            part.eval().requires_grad_(False)  # in evaluation mode codes are looked up, not drawn
     tokenizer.encoder.recompute_levels = run.recompute_levels
     tokenizer.decoder.recompute_levels = run.recompute_levels
     return world.shard(tokenizer)
 
 
-def _take_weights(tokenizer: Tokenizer, run: TokenizerRun) -> None:
+def _take_weights(tokenizer: Tokenizer, run: TokenizerRun, world: World) -> None:
     """Copies what fits: all, or everything but a decoder of another shape."""
-    source = Tokenizer.from_pretrained(run.start_from)
+    source = world.first(lambda: Tokenizer.from_pretrained(run.start_from))
     tensors, wanted = source.state_dict(), tokenizer.state_dict()
-    misfits = [k for k in wanted if k not in tensors or tensors[k].shape != wanted[k].shape]
-    outside = [k for k in misfits if not k.startswith("decoder.")]
-    if outside or len(source.encoding_state()) != len(tokenizer.encoding_state()):
+    odd = [k for k in wanted | tensors if k not in tensors or k not in wanted]
+    odd += [k for k in wanted if k in tensors and tensors[k].shape != wanted[k].shape]
+    others = [*_differences(run, source.config), *(k for k in odd if not k.startswith("decoder."))]
+    if others:
         raise UserError(
             f"start_from needs the encoder and quantizer of this recipe, but {run.start_from} "
-            f"has others ({(outside or ['more parts'])[0]}); take its model config"
+            f"has others ({others[0]}); take its model config"
         )
-    if misfits:  # a decoder of another shape starts anew, whole
+    if odd:  # a decoder of another shape starts anew, whole
         tensors = {k: v for k, v in tensors.items() if not k.startswith("decoder.")}
-    tokenizer.load_state_dict(tensors, strict=not misfits)
+    tokenizer.load_state_dict(tensors, strict=not odd)
+
+
+def _differences(run: TokenizerRun, found: TokenizerConfig) -> list[str]:
+    """Fields that shape latents, or tokens that must not change, and that two configs differ in."""
+    mine, others = dict_of(run.model), dict_of(found)
+    parts = ("codec", "quantizer") if run.trains == "decoder" else ("codec",)
+    return [
+        f"{part}.{key}"
+        for part in parts
+        for key, value in mine[part].items()
+        if key != "decoder_blocks" and others[part].get(key) != value
+    ]
 
 
 def _dino(run: TokenizerRun, world: World) -> DinoFeatures | None:

@@ -1,0 +1,68 @@
+"""What torch.compile fuses; nothing is compiled here, which would take a minute."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from cartok.core.config import config_of, dict_of
+from cartok.core.parallel import World
+from cartok.recipes.tokenizer import causal_16k, causal_toy
+from cartok.tokenizer.train import TokenizerJob, TokenizerRun
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The modules whose compilation was asked for."""
+    found: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, *args, **kw: found.append(self))
+    return found
+
+
+def test_everything_is_compiled_but_the_codec_and_its_quantizer(compiled, pictures):
+    run = causal_toy()
+    losses = replace(run.losses, perceptual=1.0)
+    parts = TokenizerJob(replace(run, losses=losses, compile=True), pictures, World()).parts
+    assert compiled == [parts.causal, parts.critic, parts.twin, parts.perceptual]
+    assert all(module is not None for module in compiled)
+
+
+def test_what_a_recipe_leaves_out_is_not_compiled(compiled, pictures):
+    run = causal_toy()
+    critic = replace(run.losses.critic, weight=0.0)
+    run = replace(run, causal=replace(run.causal, weight=0.0, watch=False), compile=True)
+    TokenizerJob(replace(run, losses=replace(run.losses, critic=critic)), pictures, World())
+    assert compiled == []
+
+
+def test_nothing_is_compiled_unless_asked(compiled, pictures):
+    TokenizerJob(causal_toy(), pictures, World())
+    assert compiled == []
+
+
+def test_to_compile_changes_neither_the_start_nor_the_names_of_weights(compiled, pictures):
+    plain, other = (
+        TokenizerJob(replace(causal_toy(), compile=asked), pictures, World())
+        for asked in (False, True)
+    )
+    assert plain.flops == other.flops
+    for name, module in plain.modules.items():
+        mine, theirs = module.state_dict(), other.modules[name].state_dict()
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+@pytest.mark.parametrize(
+    "change", [{"compile": True}, {"recompute_levels": 3}, {"start_from": "runs/a"}]
+)
+def test_the_fields_of_scale_survive_a_file(change):
+    run = replace(causal_toy(), **change)
+    assert config_of(TokenizerRun, dict_of(run)) == run != causal_toy()
+
+
+def test_a_config_stored_before_there_were_those_fields_means_their_defaults():
+    stored = dict_of(causal_16k())
+    assert stored.pop("compile")
+    del stored["recompute_levels"], stored["start_from"], stored["trains"]
+    assert config_of(TokenizerRun, stored) == replace(causal_16k(), compile=False)
