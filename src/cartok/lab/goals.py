@@ -1,0 +1,92 @@
+"""What a measured number is held against: our target, and the same number of the peer.
+
+Both were set on one H100 80GB. The peer is LlamaGen, run by its own scripts in bfloat16 with torch
+2.11: its VQ-16 is the network that our 16k recipes train, its training step theirs without the
+regulariser, at batch 32, since 64 do not fit.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from cartok.scaling.measures import shown
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a number should be."""
+
+    target: float | None = None
+    peer: float | None = None
+    better: Literal["higher", "lower"] = "higher"
+
+    def is_met_by(self, value: float) -> bool:
+        """True if a value is as good as the target, or better."""
+        if self.target is None:
+            return True
+        return value >= self.target if self.better == "higher" else value <= self.target
+
+
+GOALS = {
+    "training.speed": Goal(target=280.0, peer=70.5),
+    "training.memory": Goal(target=60.0, peer=67.1, better="lower"),
+    "regulariser.overhead": Goal(target=5.0, better="lower"),
+    "encode.speed": Goal(target=2000.0, peer=634.0),
+    "decode.speed": Goal(target=1200.0, peer=390.0),
+}
+"""By the names of the numbers of ``bench tokenizer``, in their units."""
+
+LEAST_BATCH = 64
+"""The targets of a training step hold from this batch on."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """Something measured, and what it is held against."""
+
+    name: str
+    value: float
+    unit: str
+    goal: Goal | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Target and peer in words; '' if it is held against nothing."""
+        if self.goal is None:
+            return ""
+        words, goal = [], self.goal
+        if goal.target is not None:
+            side = "at least" if goal.better == "higher" else "at most"
+            said = "met" if goal.is_met_by(self.value) else "missed"
+            words.append(f"target {side} {shown(goal.target)}: {said}")
+        if goal.peer is not None:
+            words.append(f"peer {shown(goal.peer)}: {self.value / goal.peer:.2f}x")
+        return "; ".join(words)
+
+    @property
+    def row(self) -> str:
+        """A line of a table that can be printed before the next is known."""
+        return f"{self.name:<34}{shown(self.value):>10}  {self.unit:<14}{self.verdict}".rstrip()
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        plain: dict[str, Any] = {"value": self.value, "unit": self.unit}
+        if self.goal is None:
+            return plain
+        plain |= asdict(self.goal)
+        if self.goal.target is not None:
+            plain["is_met"] = self.goal.is_met_by(self.value)
+        if self.goal.peer is not None:
+            plain["of_peer"] = self.value / self.goal.peer
+        return plain
+
+
+def goals_at(batch: int) -> dict[str, Goal]:
+    """The goals of a bench whose training step has this batch."""
+    if batch >= LEAST_BATCH:
+        return GOALS
+    of_any = {name: goal for name, goal in GOALS.items() if not name.startswith("training.")}
+    return of_any | {
+        name: Goal(peer=goal.peer, better=goal.better)
+        for name, goal in GOALS.items()
+        if name.startswith("training.")
+    }

@@ -1,0 +1,49 @@
+"""The verb that measures speed: its first word says of what."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from cartok.core.config import nearest
+from cartok.core.errors import UserError
+from cartok.verbs.arguments import Flat, parse
+
+
+def bench(arguments: list[str]) -> None:
+    """Measures a subject."""
+    subjects = {"tokenizer": _tokenizer}
+    if arguments and arguments[0] in ("-h", "--help"):
+        arguments = ["tokenizer", *arguments]
+    if not arguments or arguments[0] not in subjects:
+        got = f"'{arguments[0]}'" if arguments else "nothing"
+        hint = nearest(arguments[0] if arguments else "", list(subjects))
+        raise UserError(f"bench names a subject first, but got {got}; {hint}")
+    subjects[arguments[0]](arguments[1:])
+
+
+def _tokenizer(arguments: list[str]) -> None:
+    from cartok.core.files import write_json
+    from cartok.core.parallel import World
+    from cartok.lab.bench import BenchConfig, bench_tokenizer
+
+    @dataclass(frozen=True)
+    class BenchTokenizer:
+        """How fast a tokenizer trains, encodes and decodes here, beside the device's limits."""
+
+        config: Annotated[BenchConfig, Flat] = field(default_factory=BenchConfig)
+        device: str = "auto"
+        """auto, cpu, cuda, cuda:N or mps."""
+        profile: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+        """Also write a Markdown table of a training step's kernels to this file."""
+        json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+        """Also write every number, and what made it, to this file."""
+
+    chosen = parse(BenchTokenizer, arguments, "bench tokenizer")
+    world = World.join(chosen.device)
+    found = bench_tokenizer(
+        chosen.config, world, lambda line: print(line, flush=True), chosen.profile
+    )
+    if chosen.json is not None:
+        write_json(chosen.json, found)
