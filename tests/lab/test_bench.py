@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cartok.__main__ import main
+from cartok.core import loop
 from cartok.core.errors import UserError
 from cartok.core.parallel import World
 from cartok.lab.anatomy import KINDS, Kernel, anatomy_of
@@ -14,6 +15,7 @@ from cartok.lab.growth import grown_runs
 from cartok.lab.steps import REGULARISER, job_of, noise, step_seconds
 from cartok.lab.timing import enough_memory
 from cartok.recipes.tokenizer import causal_16k
+from cartok.tokenizer.quantize.fsq import FSQConfig
 
 CPU = torch.device("cpu")
 TINY = BenchConfig(tiny=True, batch=4, inference_batch=4)
@@ -36,6 +38,7 @@ def value(found, name: str) -> float:
 # ------------------------------------------------------------------ what a bench says
 
 
+@pytest.mark.slow
 def test_every_number_is_said_once_and_written(measured):
     lines, found, _ = measured
     for name, number in found["numbers"].items():
@@ -47,6 +50,7 @@ def test_every_number_is_said_once_and_written(measured):
     assert found["provenance"]["device"].startswith("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["training", "encode", "decode"])
 def test_rates_and_shares_are_those_of_the_same_run(measured, name):
     _, found, _ = measured
@@ -59,6 +63,7 @@ def test_rates_and_shares_are_those_of_the_same_run(measured, name):
     assert value(found, f"{name}.share") == pytest.approx(share)
 
 
+@pytest.mark.slow
 def test_the_overhead_is_what_the_regulariser_adds_to_a_step_without_it(measured):
     _, found, _ = measured
     whole, bare, alone = (
@@ -69,6 +74,7 @@ def test_the_overhead_is_what_the_regulariser_adds_to_a_step_without_it(measured
     assert value(found, "regulariser.twin") == pytest.approx(100 * (whole - alone) / bare)
 
 
+@pytest.mark.slow
 def test_growth_follows_tokens_and_codes(measured):
     lines, found, _ = measured
     sizes = [(row["pixels"], row["tokens"], row["codes"]) for row in found["growth"]]
@@ -76,6 +82,7 @@ def test_growth_follows_tokens_and_codes(measured):
     assert sum(line.split()[:2] == ["48", "144"] for line in lines) == 1
 
 
+@pytest.mark.slow
 def test_the_profile_is_a_table_whose_kinds_add_up(measured):
     _, _, text = measured
     rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")]
@@ -125,7 +132,22 @@ def test_steps_move_all_modules_but_those_that_are_left_out():
     assert job.parts.causal is not None
 
 
+def test_a_timed_step_saves_nothing_and_hides_no_failure(monkeypatch):
+    job = job_of(run_of(TINY, CPU, "fp32"), World(), random_vgg=True)
+    monkeypatch.setattr(loop, "save_state", None)
+    step_seconds(job, noise(4, 32, CPU), 1)
+    monkeypatch.setattr(job, "after_step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        step_seconds(job, noise(4, 32, CPU), 1)
+
+
 def test_a_quantizer_without_a_table_grows_in_tokens_alone():
+    run = run_of(TINY, CPU, "fp32")
+    bits = replace(run, model=replace(run.model, quantizer=FSQConfig(levels=(4, 4, 4, 4))))
+    assert [r.view.size for r in grown_runs(bits)] == [40, 48]
+
+
+def test_growth_is_in_tokens_then_in_codes():
     run = run_of(TINY, CPU, "fp32")
     assert [r.model.quantizer.codebook_size for r in grown_runs(run)] == [32, 32, 2, 256]
     batches = [r.loop.batch for r in grown_runs(replace(run, loop=replace(run.loop, batch=64)))]
@@ -203,6 +225,7 @@ def test_no_kernels_are_no_table():
         (["bench", "tokenizer", "--recipe", "causal-16"], "did you mean 'causal-16k'?"),
         (["bench", "tokenizer", "--device", "cpu"], "needs a CUDA GPU"),
         (["bench", "tokenizer", "--batch", "0"], "1 or more"),
+        (["bench", "tokenizer", "--tiny", "--json", "."], "an answer is written to a file"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, said, capsys):

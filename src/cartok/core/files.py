@@ -36,6 +36,18 @@ def staged(path: Path) -> Generator[Path]:
         raise
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Looks, before long work, whether a file may be written to a path.
+
+    Raises:
+        UserError: the path is a folder, or lies in none.
+    """
+    above = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    if path.is_dir() or not above.is_dir():
+        what = f"{path} is a folder" if path.is_dir() else f"{above} is a file"
+        raise UserError(f"an answer is written to a file in a folder, but {what}; name another")
+
+
 @contextmanager
 def full_disk_explained(path: Path) -> Generator[None]:
     """Turns the failure of a body that writes ``path`` into a ``UserError`` if the disk is full."""

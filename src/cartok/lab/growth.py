@@ -1,7 +1,7 @@
 """How a training step's speed and memory follow the number of tokens and of codes."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from cartok.core.parallel import World
 from cartok.lab.steps import Pace, Timed, job_of, noise, time_steps
@@ -85,7 +85,8 @@ def grown_runs(run: TokenizerRun) -> Iterator[TokenizerRun]:
             loop = replace(run.loop, batch=fewer)
             yield replace(run, view=replace(run.view, size=side), loop=loop)
     quantizer = run.model.quantizer
-    codes = getattr(quantizer, "codebook_size", 0)
+    has_table = any(field.name == "codebook_size" for field in fields(quantizer))
+    codes = quantizer.codebook_size if has_table else 0
     for number in (codes // 16, codes * 8) if codes >= 32 else ():
         other = replace(quantizer, codebook_size=number)
         yield replace(run, model=replace(run.model, quantizer=other))

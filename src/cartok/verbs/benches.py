@@ -24,7 +24,7 @@ def bench(arguments: list[str]) -> None:
 
 
 def _tokenizer(arguments: list[str]) -> None:
-    from cartok.core.files import write_json
+    from cartok.core.files import refuse_unwritable, write_json
     from cartok.core.parallel import World
     from cartok.lab.bench import BenchConfig, bench_tokenizer
 
@@ -41,6 +41,8 @@ def _tokenizer(arguments: list[str]) -> None:
         """Also write every number, and what made it, to this file."""
 
     chosen = parse(BenchTokenizer, arguments, "bench tokenizer")
+    for path in filter(None, (chosen.json, chosen.profile)):
+        refuse_unwritable(path)
     world = World.join(chosen.device)
     found = bench_tokenizer(
         chosen.config, world, lambda line: print(line, flush=True), chosen.profile
