@@ -170,6 +170,15 @@ def test_a_recipe_that_names_no_pictures_asks_for_them(tmp_path, capsys):
     assert "give --data" in capsys.readouterr().err
 
 
+def test_what_a_training_refuses_leaves_no_folder_behind(small_pictures, tmp_path, capsys):
+    arguments = ["train-tokenizer", "causal-toy", "--data", str(small_pictures), "--device", "cpu",
+                 "--start-from", str(tmp_path / "nothing"),
+                 "--out", str(tmp_path / "run")]  # fmt: skip
+    assert main(arguments) == 2
+    assert "nothing" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_collapsed_codebook_ends_in_a_warning(small_pictures, tmp_path, capsys):
     arguments = ["train-tokenizer", "baseline-toy", "--data", str(small_pictures), "--loop.steps",
                  "40", "--model.quantizer.revive-after", "0", "--optim.lr", "0.2",

@@ -1,11 +1,8 @@
-import functools
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from cartok.data.images import open_pictures
-from cartok.tokenizer import train
 
 
 def _picture(number: int, size: int) -> Image.Image:
@@ -35,11 +32,3 @@ def picture_folder(tmp_path_factory):
 def pictures(picture_folder):
     """The training split of the picture folder."""
     return open_pictures(picture_folder, "train", size=16)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _counted_once():
-    """Jobs of equal recipes share the count of their FLOPs, which takes half a second."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "count_flops", functools.cache(train.count_flops))
-        yield

@@ -78,37 +78,3 @@ def test_a_codec_whose_every_step_is_fused_is_the_plain_codec(errors, levels):
     """``levels`` of it computed again in the backward pass."""
     assert errors[f"codec {levels}"]["answer"] < 1e-5
     assert errors[f"codec {levels}"]["gradients"] < 5e-5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SHORT)
-def test_in_bfloat16_only_what_is_stored_is_rounded(errors, name):
-    """By half of 2^-7; the sum is stored before the norm reads it, which makes it two roundings.
-
-    Gradients of parameters are sums in float32; those of ``both`` go through the stored sum.
-    """
-    limits = {"answer": 2 * 2**-8, "gradient": 2 * 2**-8}
-    for what, error in errors[name].items():
-        assert error <= limits.get(what.split()[0], 0.0), what
-    if name in ("bf16 norm", "bf16 norm without bias"):
-        assert all(errors[name][f"gradient {number}"] < 3e-6 for number in (1, 2))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("mean", "limit"), [(3, 1e-5), (30, 5e-4), (300, 5e-2)])
-def test_a_mean_far_from_zero_costs_digits_by_the_square_of_mean_over_deviation(
-    errors, mean, limit
-):
-    """The variance is a difference of moments. At 30 bfloat16 itself has lost a hundred times more:
-    its steps are a tenth of the deviation there."""
-    found = {k: v for k, v in errors[f"mean {mean}"].items() if v > limit}
-    assert found == {}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("levels", [0, 1, 2])
-def test_a_codec_of_fused_steps_is_the_plain_one(errors, levels):
-    """Also where the joints between blocks are recomputed levels."""
-    assert errors[f"codec {levels}"]["answer"] < 1e-5
-    assert errors[f"codec {levels}"]["gradients"] < 3e-5
-    assert errors[f"codec {levels}"] == errors["codec 0"]

@@ -64,13 +64,14 @@ def run_tokenizer(
     world = World.join(launch.device)
     splits = open_splits(config.data, size=config.view.size)
     train, held = splits["train"], splits["val"]
-    run = _open_run(config, launch, "tokenizer", world)
-    if launch.resume and run.is_finished:
+    if launch.resume and (launch.out / "record.json").exists():
+        run = _open_run(config, launch, "tokenizer", world)
         progress.say(f"{title}: {run.folder} is finished already")
         return run
     for fault in train.skipped[:10]:
         progress.say(f"skipped {fault.name}: {fault.reason}")
-    job = TokenizerJob(config, train, world)
+    job = TokenizerJob(config, train, world)  # first: what it refuses must leave no folder behind
+    run = _open_run(config, launch, "tokenizer", world)
     progress.say(f"{title}: {costs_of(job)}")
     evaluations = tokenizer_evaluations(job, held, run)
     with progress.stage(title, job.steps) as tick:
