@@ -63,7 +63,12 @@ class ResidualBlock(nn.Module):
             return self.skip(x) + self.conv2(self.norm2(self.conv1(h)))
         # The biases of the convolutions ride on passes that are made anyway.
         h = self.norm2(F.conv2d(h, self.conv1.weight, padding=1), self.conv1.bias)
-        return Pending(F.conv2d(h, self.conv2.weight, padding=1), self.conv2.bias, self.skip(x))
+        h, bias = F.conv2d(h, self.conv2.weight, padding=1), self.conv2.bias
+        if isinstance(self.skip, nn.Conv2d):
+            assert bias is not None
+            assert self.skip.bias is not None
+            x, bias = F.conv2d(x, self.skip.weight), bias + self.skip.bias
+        return Pending(h, bias, x)
 
 
 class NormSiLU(nn.Module):
