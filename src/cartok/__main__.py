@@ -28,7 +28,11 @@ VERBS = (
     Verb("score", "how far pictures are from reference pictures"),
     Verb("study", "many small trainings that answer one question of the paper"),
     Verb("doctor", "what is wrong with a stage-1 run, and what to change"),
-    Verb("bench", "how fast something runs on this device, and how far that is from its limits"),
+    Verb(
+        "bench",
+        "how fast something runs on this device, and how far that is from its limits",
+        on_ranks=True,
+    ),
     Verb("report", "a page for a demo or for runs"),
 )
 

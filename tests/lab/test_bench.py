@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -100,6 +102,24 @@ def test_the_command_line_prints_the_table_and_writes_the_json(tmp_path, capsys)
     assert json.loads(path.read_text())["subject"] == "tokenizer"
 
 
+@pytest.mark.slow
+def test_two_ranks_measure_themselves_and_then_train_together(tmp_path):
+    path = tmp_path / "bench.json"
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    bench = ["bench", "tokenizer", "--tiny", "--device", "cpu", "--json", str(path)]
+    done = subprocess.run(
+        [sys.executable, *launch, "-m", "cartok", *bench],
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(path.read_text())
+    assert value(found, "together.ranks") == 2
+    seconds = value(found, "together.step") / 1000
+    assert value(found, "together.speed") == pytest.approx(2 * 4 / seconds)
+    assert value(found, "together.speedup") > 0
+    assert done.stdout.count("training.speed") == 1  # one rank talks
+
+
 # ------------------------------------------------------------------ what is measured
 
 
@@ -180,6 +200,7 @@ def test_the_targets_of_a_training_step_hold_from_a_batch_on():
     small = goals_at(32)
     assert small["training.speed"] == Goal(peer=70.5)
     assert small["encode.speed"] == GOALS["encode.speed"]
+    assert goals_at(64, ranks=2)["together.speedup"] == Goal(target=1.9)
 
 
 def test_only_the_papers_recipe_on_an_h100_is_compared():

@@ -2,7 +2,8 @@
 
 Everything is measured in one process, since clocks drift and cards differ: the device's ceilings
 before and after; the real training step, with and without the regulariser, in turns; and both ways
-through the codec. Pictures are noise that lies on the device.
+through the codec. Pictures are noise that lies on the device. Started by ``torchrun``, every rank
+measures its own device, all at once, and then they train together.
 """
 
 import copy
@@ -133,10 +134,11 @@ class _Bench:
     def __init__(self, bench: BenchConfig, run: TokenizerRun, world: World, say: Say):
         self.bench, self.run, self.world, self.say = bench, run, world, say
         self.device, self.precision = world.device, run.loop.precision
+        self.alone = World(device=world.device)
         self.pace = Pace(warm=1, counted=2) if bench.tiny else Pace(warm=5, counted=12)
         self.provenance = provenance(world)
         self.why_not = why_not_compared(bench, run, self.provenance["device"])
-        self.goals: dict[str, Goal] = {} if self.why_not else goals_at(bench.batch)
+        self.goals: dict[str, Goal] = {} if self.why_not else goals_at(bench.batch, world.size)
         self.numbers: dict[str, Number] = {}
 
     def go(self, profile: Path | None) -> dict[str, Any]:
@@ -147,10 +149,10 @@ class _Bench:
         with enough_memory(
             bench.batch, _fewer("--batch", bench.batch) + " or --recompute-levels 1"
         ):
-            job = job_of(self.run, self.world, bench.perceptual == "random-vgg")
+            job = job_of(self.run, self.alone, bench.perceptual == "random-vgg")
             pixels = noise(bench.batch, self.run.view.size, self.device)
             first = grown(job, bench.batch, self.training(job, pixels, ceilings))
-            if profile:
+            if profile and self.world.is_main:
                 write_text(profile, anatomy_of(kernels_of_a_step(job, pixels), self.title))
                 self.say(f"kernels of a step: {profile}")
         tokenizer = job.tokenizer.eval()
@@ -159,6 +161,8 @@ class _Bench:
         with enough_memory(at_once, _fewer("--inference-batch", at_once)):
             self.inference(tokenizer, ceilings)
         del tokenizer
+        if self.world.size > 1:
+            self.together(first.images_per_second)
         growth = self.growth(first) if bench.growth else []
         self.ceilings("after")
         return {
@@ -243,11 +247,27 @@ class _Bench:
                 self.rates(name, num, seconds, flops[name], ceilings)
                 self.add(f"{name}.memory", peak_of(self.device).allocated / GIB, "GiB")
 
+    def together(self, speed_alone: float) -> None:
+        """All ranks train one tokenizer, each on a batch as large as it had alone."""
+        num, ranks = self.bench.batch, self.world.size
+        loop = replace(self.run.loop, batch=num * ranks)
+        run = replace(self.run, loop=loop)
+        with enough_memory(num, _fewer("--batch", num) + " or --recompute-levels 1"):
+            job = job_of(run, self.world, self.bench.perceptual == "random-vgg")
+            timed = time_steps(job, noise(num, run.view.size, self.device), self.pace)
+        speed = num * ranks / timed.seconds
+        alone = float(self.world.mean(torch.tensor(speed_alone, device=self.device)))
+        self.add("together.ranks", ranks, "")
+        self.add("together.speed", speed, "images/s")
+        self.add("together.step", timed.seconds * 1000, "ms")
+        self.add("together.memory", timed.peak.allocated / GIB, "GiB")
+        self.add("together.speedup", speed / alone, "x one rank")
+
     def growth(self, first: Grown) -> list[Grown]:
         self.say(HEAD)
         self.say(first.row)
         is_random = self.bench.perceptual == "random-vgg"
-        return [first, *growth_of(self.run, self.world, self.pace, is_random, self.say)]
+        return [first, *growth_of(self.run, self.alone, self.pace, is_random, self.say)]
 
     def rates(self, name: str, num: int, seconds: float, flops: float, ceilings: Ceilings) -> None:
         """Numbers of an action on ``num`` pictures that costs ``flops`` a picture."""

@@ -80,10 +80,11 @@ class Number:
         return plain
 
 
-def goals_at(batch: int) -> dict[str, Goal]:
-    """The goals of a bench whose training step has this batch."""
+def goals_at(batch: int, ranks: int = 1) -> dict[str, Goal]:
+    """The goals of a bench whose training step has this batch; of two GPUs, one more."""
     if batch >= LEAST_BATCH:
-        return GOALS
+        both = {"together.speedup": Goal(target=1.9)} if ranks == 2 else {}
+        return GOALS | both
     of_any = {name: goal for name, goal in GOALS.items() if not name.startswith("training.")}
     return of_any | {
         name: Goal(peer=goal.peer, better=goal.better)

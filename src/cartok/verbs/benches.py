@@ -44,8 +44,12 @@ def _tokenizer(arguments: list[str]) -> None:
     for path in filter(None, (chosen.json, chosen.profile)):
         refuse_unwritable(path)
     world = World.join(chosen.device)
-    found = bench_tokenizer(
-        chosen.config, world, lambda line: print(line, flush=True), chosen.profile
-    )
-    if chosen.json is not None:
+
+    def say(line: str) -> None:
+        if world.is_main:
+            print(line, flush=True)
+
+    found = bench_tokenizer(chosen.config, world, say, chosen.profile)
+    if chosen.json is not None and world.is_main:
         write_json(chosen.json, found)
+    world.leave()
