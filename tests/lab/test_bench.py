@@ -109,7 +109,7 @@ def test_two_ranks_measure_themselves_and_then_train_together(tmp_path):
     bench = ["bench", "tokenizer", "--tiny", "--device", "cpu", "--json", str(path)]
     done = subprocess.run(
         [sys.executable, *launch, "-m", "cartok", *bench],
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(path.read_text())

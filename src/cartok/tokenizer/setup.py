@@ -123,10 +123,13 @@ class Parts:
         """The same networks without numbers, for counting; what is computed again counts once."""
         tokenizer = copy.deepcopy(self.tokenizer).to("meta")
         tokenizer.encoder.recompute_levels = tokenizer.decoder.recompute_levels = 0
+        critic = _on_meta(self.critic)
+        if critic is not None:
+            critic.eval()  # batch norm joined over ranks learns on no device but a GPU
         return Networks(
             tokenizer=tokenizer,
             causal=_on_meta(self.causal),
-            critic=_on_meta(self.critic),
+            critic=critic,
             alignment=_on_meta(self.alignment),
             perceptual=_on_meta(self.perceptual),
         )
