@@ -6,7 +6,7 @@ import torch
 from cartok.core import parallel
 from cartok.core.checkpoint import load_state
 from cartok.core.errors import UserError
-from cartok.core.parallel import World
+from cartok.core.parallel import World, as_stored
 
 # ------------------------------------------------------------------ a world of one
 
@@ -34,17 +34,14 @@ def test_a_world_of_one_agrees_with_itself():
     world.leave()
 
 
-def test_batch_norms_are_joined_over_gpus_and_over_nothing_else(monkeypatch):
-    """Torch joins them on GPUs alone; on CPUs each rank normalises its own share of a batch."""
-    joined = []
-    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: None)
-    monkeypatch.setattr(torch.nn.Linear, "to", lambda self, device: self)
-    monkeypatch.setattr(
-        torch.nn.SyncBatchNorm, "convert_sync_batchnorm", lambda m: joined.append(m) or m
-    )
-    for size, device in ((1, "cuda"), (2, "cpu"), (2, "cuda")):
-        World(size=size, device=torch.device(device)).shard(torch.nn.Linear(1, 1))
-    assert len(joined) == 1
+def test_gradients_that_lie_channels_last_are_flattened_as_they_lie():
+    plain = torch.randn(4, 3, 2, 2)
+    last = plain.contiguous(memory_format=torch.channels_last)
+    assert as_stored(last).is_contiguous()
+    assert as_stored(last).data_ptr() == last.data_ptr()
+    assert torch.equal(as_stored(last).permute(0, 3, 1, 2), plain)
+    for other in (plain, plain.flatten(), plain[0]):
+        assert as_stored(other) is other
 
 
 @pytest.mark.parametrize(

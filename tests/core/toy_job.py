@@ -223,7 +223,7 @@ def talk(errand: Errand, world: World) -> None:
     """Writes down what a rank hears from the others."""
     module = nn.BatchNorm1d(2)
     nn.init.constant_(module.weight, float(world.rank + 1))
-    world.shard(module)
+    module = world.shard(module)
     ours = nn.Parameter(torch.zeros(3, dtype=torch.float64))
     ours.grad = torch.arange(3, dtype=torch.float64) * (world.rank + 1)
     world.average_gradients([ours, nn.Parameter(torch.zeros(1))])
