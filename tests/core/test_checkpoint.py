@@ -405,6 +405,35 @@ def test_an_optimizer_that_never_stepped_is_restored_as_such():
     assert float(optimizer.state[module.weight]["step"]) == 1
 
 
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_an_optimizers_state_lies_in_memory_as_its_parameters_do(tmp_path, kind):
+    """Also after a checkpoint, whose tensors are contiguous; fused optimizers refuse another."""
+
+    def make():
+        module = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        options = {"momentum": 0.9} if kind == "SGD" else {}
+        return module, getattr(torch.optim, kind)(module.parameters(), lr=0.1, **options)
+
+    def stepped_once(module, optimizer):
+        module(torch.randn(1, 3, 5, 5)).sum().backward()
+        optimizer.step()
+
+    module, optimizer = make()
+    stepped_once(module, optimizer)
+    save_state(tmp_path, TrainingState(1, tensors_of_optimizer(optimizer)))
+    other, resumed = make()
+    put_optimizer(resumed, load_state(tmp_path).tensors)
+    pairs = [
+        (parameter, value, optimizer.state[before][key])
+        for parameter, before in zip(other.parameters(), module.parameters(), strict=True)
+        for key, value in resumed.state[parameter].items()
+        if value.ndim
+    ]
+    assert len(pairs) == (2 if kind == "SGD" else 4)
+    assert all(value.stride() == parameter.stride() for parameter, value, _ in pairs)
+    assert all(torch.equal(value, before) for _, value, before in pairs)
+
+
 def test_the_rate_and_the_decay_stay_those_of_the_config():
     module = nn.Linear(3, 2)
     old = torch.optim.AdamW(module.parameters(), lr=0.01, weight_decay=0.5)

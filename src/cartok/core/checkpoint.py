@@ -178,6 +178,12 @@ def put_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) 
         state.setdefault(int(index), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for parameter, entry in optimizer.state.items():
+        for key, value in entry.items():
+            if (
+                key != "step" and value.shape == parameter.shape
+            ):  # fused optimizers need both to lie alike in memory
+                entry[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _states_in(folder: Path) -> list[Path]:
