@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).with_name("interpreted_kernels.py")
 
@@ -78,3 +79,28 @@ def test_a_codec_whose_every_step_is_fused_is_the_plain_codec(errors, levels):
     """``levels`` of it computed again in the backward pass."""
     assert errors[f"codec {levels}"]["answer"] < 1e-5
     assert errors[f"codec {levels}"]["gradients"] < 5e-5
+
+
+def test_a_kernel_is_tried_before_it_is_relied_on(errors):
+    assert errors["can run"] == {"at all": 0.0}
+
+
+def test_where_triton_cannot_compile_plain_torch_is_taken_and_said_once():
+    from cartok.tokenizer import fused
+
+    with pytest.warns(UserWarning, match=r"cannot run on cpu \(.+\): it takes plain torch"):
+        assert not fused.works(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("side", [(2048, 1024), (1456, 1456), (8192, 8192)])
+@pytest.mark.parametrize("most", [0, 64])
+def test_a_picture_of_any_size_fits_the_limits_of_a_grid(side, most):
+    """CUDA counts to 65,535 along every axis of a grid but the first."""
+    from cartok.tokenizer import fused
+
+    (parts, pictures), shape = fused._tiles(torch.empty(3, 128, *side, device="meta"), most)
+    assert pictures == 3
+    assert parts * fused._steps(side[0] * side[1], parts, shape["tile"]) * shape["tile"] >= (
+        side[0] * side[1]
+    )
+    assert parts < 2**31

@@ -172,9 +172,14 @@ def pending(h: Tensor, bias: Tensor | None) -> Tensor | Pending:
 
 def runs_fused(x: Tensor) -> bool:
     """True where ``kernels`` can run: on an NVIDIA GPU, channels last."""
-    return x.is_cuda and _has_triton() and x.is_contiguous(memory_format=torch.channels_last)
+    last = x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)
+    return last and _kernels_work(x.device)
 
 
 @functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _kernels_work(device: torch.device) -> bool:
+    if importlib.util.find_spec("triton") is None:
+        return False
+    from cartok.tokenizer import fused
+
+    return fused.works(device)

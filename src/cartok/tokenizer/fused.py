@@ -6,6 +6,8 @@ mean square less the squared mean, in float32: exact to 1e-4 where the mean is 3
 1e-2 where it is 300, of which bfloat16 could store nothing.
 """
 
+import warnings
+
 import torch
 import triton
 from torch import Tensor
@@ -22,6 +24,26 @@ from cartok.tokenizer.kernels import (
 _PARTS = 64  # into how many a picture is cut where its cells are added up, at most
 _ELEMENTS = 4096  # of one tile
 _WARPS = 4
+
+
+def works(device: torch.device) -> bool:
+    """True if triton can compile and run a kernel there; a failure is told in a warning.
+
+    The first kernel of a process needs a C compiler and the headers of Python.
+    """
+    x = torch.zeros(1, 1, 1, 1, device=device)
+    try:
+        with torch.no_grad():
+            AddBias.apply(x, x.flatten(), None)
+    except Exception as error:  # whatever a compiler, a driver or an old triton raises
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        warnings.warn(
+            f"the codec's GPU kernels cannot run on {device} ({reason}): it takes plain torch, "
+            "which is several times slower; a C compiler and Python's headers must be there",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 class NormSiLU(torch.autograd.Function):
@@ -107,13 +129,14 @@ def _normalised(
     batch, channels, cells = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     scale, shift = torch.empty(2, batch, channels, device=x.device)
     kept = torch.empty(batch, 3, channels, device=x.device)
-    coefficients_kernel[(batch,)](
-        sums, weight, beta, before, scale, shift, kept, sums.shape[1], channels, cells, groups,
-        eps, wide=triton.next_power_of_2(channels), square=_square(channels, groups),
-    )  # fmt: skip
     y = torch.empty_like(x)
     grid, shape = _tiles(x, most=0)
-    apply_kernel[grid](x, scale, shift, y, cells, channels, **shape, num_warps=_WARPS)
+    with torch.cuda.device_of(x):
+        coefficients_kernel[(batch,)](
+            sums, weight, beta, before, scale, shift, kept, sums.shape[1], channels, cells, groups,
+            eps, wide=triton.next_power_of_2(channels), square=_square(channels, groups),
+        )  # fmt: skip
+        apply_kernel[grid](x, scale, shift, y, cells, channels, **shape, num_warps=_WARPS)
     ctx.save_for_backward(x, weight, before, scale, shift, kept)
     ctx.groups = groups
     return y
@@ -128,20 +151,21 @@ def _gradients(
     dy = channels_last(dy)
     sums = _sums(x, dy, scale, shift)
     tilt, lift = torch.empty_like(scale), torch.empty_like(scale)
-    moved = torch.empty_like(kept)
-    back_kernel[(batch,)](
-        sums, weight, before, scale, kept, tilt, lift, moved, sums.shape[1], channels, cells,
-        ctx.groups, wide=triton.next_power_of_2(channels), square=_square(channels, ctx.groups),
-    )  # fmt: skip
+    moved, dx = torch.empty_like(kept), torch.empty_like(x)
     beside = dy if carried is None else channels_last(carried)
-    dx = torch.empty_like(x)
     grid, shape = _tiles(x, most=_PARTS if adds_up else 0)
-    parts = torch.empty(batch, grid[1], channels, device=x.device) if adds_up else tilt
-    steps = _steps(cells, grid[1], shape["tile"])
-    gradient_kernel[grid](
-        x, dy, beside, scale, shift, tilt, lift, dx, parts, cells, channels, steps,
-        carries=carried is not None, adds_up=adds_up, **shape, num_warps=_WARPS,
-    )  # fmt: skip
+    parts = torch.empty(batch, grid[0], channels, device=x.device) if adds_up else tilt
+    steps = _steps(cells, grid[0], shape["tile"])
+    with torch.cuda.device_of(x):
+        back_kernel[(batch,)](
+            sums, weight, before, scale, kept, tilt, lift, moved, sums.shape[1], channels, cells,
+            ctx.groups, wide=triton.next_power_of_2(channels),
+            square=_square(channels, ctx.groups),
+        )  # fmt: skip
+        gradient_kernel[grid](
+            x, dy, beside, scale, shift, tilt, lift, dx, parts, cells, channels, steps,
+            carries=carried is not None, adds_up=adds_up, **shape, num_warps=_WARPS,
+        )  # fmt: skip
     return dx, moved, parts.sum((0, 1)) if adds_up else None
 
 
@@ -149,13 +173,14 @@ def _add(h: Tensor, bias: Tensor, x: Tensor | None, adds_up: bool) -> Tensor:
     """h + bias + x into h; returns its sums, if asked for: batch, part, 2, channel."""
     grid, shape = _tiles(h, most=_PARTS if adds_up else 0)
     cells, channels = h.shape[2] * h.shape[3], h.shape[1]
-    sums = torch.empty(grid[0], grid[1] if adds_up else 0, 2, channels, device=h.device)
+    sums = torch.empty(h.shape[0], grid[0] if adds_up else 0, 2, channels, device=h.device)
     beside = h if x is None else channels_last(x)
-    steps = _steps(cells, grid[1], shape["tile"])
-    add_kernel[grid](
-        h, bias, beside, sums, cells, channels, steps,
-        has_x=x is not None, adds_up=adds_up, **shape, num_warps=_WARPS,
-    )  # fmt: skip
+    steps = _steps(cells, grid[0], shape["tile"])
+    with torch.cuda.device_of(h):
+        add_kernel[grid](
+            h, bias, beside, sums, cells, channels, steps,
+            has_x=x is not None, adds_up=adds_up, **shape, num_warps=_WARPS,
+        )  # fmt: skip
     return sums
 
 
@@ -165,23 +190,25 @@ def _sums(
     """Batch, part, 2, channel: to be added over the parts."""
     grid, shape = _tiles(x, most=_PARTS)
     cells, channels = x.shape[2] * x.shape[3], x.shape[1]
-    out = torch.empty(*grid, 2, channels, device=x.device)
-    sums_kernel[grid](
-        x, x if slope is None else slope, out if scale is None else scale,
-        out if shift is None else shift, out, cells, channels,
-        _steps(cells, grid[1], shape["tile"]), sloped=slope is not None, **shape, num_warps=_WARPS,
-    )  # fmt: skip
+    out = torch.empty(x.shape[0], grid[0], 2, channels, device=x.device)
+    steps = _steps(cells, grid[0], shape["tile"])
+    with torch.cuda.device_of(x):
+        sums_kernel[grid](
+            x, x if slope is None else slope, out if scale is None else scale,
+            out if shift is None else shift, out, cells, channels, steps,
+            sloped=slope is not None, **shape, num_warps=_WARPS,
+        )  # fmt: skip
     return out
 
 
 def _tiles(x: Tensor, most: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """Programs for pictures and their parts, at most ``most`` if that is not 0; and a tile."""
+    """Programs for the parts, at most ``most`` if that is not 0, of each picture; and a tile."""
     rows, wide = x.shape[2] * x.shape[3], triton.next_power_of_2(x.shape[1])
     tile = max(1, _ELEMENTS // wide)
     parts = triton.cdiv(rows, tile)
     if most:
         parts = triton.cdiv(rows, tile * _steps(rows, min(parts, most), tile))
-    return (x.shape[0], parts), {"tile": tile, "wide": wide}
+    return (parts, x.shape[0]), {"tile": tile, "wide": wide}
 
 
 def _steps(rows: int, parts: int, tile: int) -> int:

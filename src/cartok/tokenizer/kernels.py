@@ -4,7 +4,7 @@ torch has no group norm for that layout: its own turns every activation round an
 float32, which takes longer than the convolutions. Here a picture's activations are rows of
 channels. Every pass over them runs at the memory's speed: the moments of each channel; the answer;
 and, going back, the two sums that the gradient needs; the gradient. Arithmetic is float32, storage
-the input's.
+the input's. A grid's first axis is the parts of a picture: CUDA counts only that beyond 65,535.
 """
 
 import triton
@@ -23,7 +23,7 @@ def sums_kernel(
     sloped: tl.constexpr, tile: tl.constexpr, wide: tl.constexpr,
 ):  # fmt: skip
     """Of a part of a picture: per channel the sums of a and a * x; a is x, or a gradient."""
-    picture, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    part, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
     c = tl.arange(0, wide)
     inside = c < channels
     first = tl.zeros([tile, wide], tl.float32)
@@ -43,7 +43,7 @@ def sums_kernel(
             weight = value
         first += weight
         second += weight * value
-    to = out + (picture * tl.num_programs(1) + part) * 2 * channels
+    to = out + (picture * tl.num_programs(0) + part) * 2 * channels
     tl.store(to + c, tl.sum(first, 0), mask=inside)
     tl.store(to + channels + c, tl.sum(second, 0), mask=inside)
 
@@ -142,12 +142,12 @@ def back_kernel(
 @triton.jit
 def apply_kernel(x, scale, shift, y, rows, channels, tile: tl.constexpr, wide: tl.constexpr):
     """silu(x * scale + shift)."""
-    picture = tl.program_id(0).to(tl.int64)
+    part, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
     c = tl.arange(0, wide)
     inside = c < channels
     a = tl.load(scale + picture * channels + c, mask=inside, other=0.0)
     b = tl.load(shift + picture * channels + c, mask=inside, other=0.0)
-    row = tl.program_id(1) * tile + tl.arange(0, tile)
+    row = part * tile + tl.arange(0, tile)
     at = (picture * rows + row)[:, None] * channels + c[None, :]
     known = (row < rows)[:, None] & inside[None, :]
     z = tl.load(x + at, mask=known, other=0.0).to(tl.float32) * a[None, :] + b[None, :]
@@ -163,7 +163,7 @@ def gradient_kernel(
 
     Of a part of a picture; ``adds_up`` leaves the part's sum per channel in ``out``.
     """
-    picture, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    part, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
     c = tl.arange(0, wide)
     inside = c < channels
     a = tl.load(scale + picture * channels + c, mask=inside, other=0.0)
@@ -185,7 +185,7 @@ def gradient_kernel(
         if adds_up:
             total += tl.where(known, found, 0.0)
     if adds_up:
-        to = out + (picture * tl.num_programs(1) + part) * channels
+        to = out + (picture * tl.num_programs(0) + part) * channels
         tl.store(to + c, tl.sum(total, 0), mask=inside)
 
 
@@ -195,7 +195,7 @@ def add_kernel(
     has_x: tl.constexpr, adds_up: tl.constexpr, tile: tl.constexpr, wide: tl.constexpr,
 ):  # fmt: skip
     """h + bias + x into h; ``adds_up`` leaves a part's sums, as ``sums_kernel`` does."""
-    picture, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    part, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
     c = tl.arange(0, wide)
     inside = c < channels
     before = tl.load(bias + c, mask=inside, other=0.0)
@@ -215,6 +215,6 @@ def add_kernel(
             first += value
             second += value * value
     if adds_up:
-        to = out + (picture * tl.num_programs(1) + part) * 2 * channels
+        to = out + (picture * tl.num_programs(0) + part) * 2 * channels
         tl.store(to + c, tl.sum(first, 0), mask=inside)
         tl.store(to + channels + c, tl.sum(second, 0), mask=inside)
