@@ -1,4 +1,8 @@
-"""The one way a user's mistake is reported: the rule, what came, the next step."""
+"""How a user hears of mistakes, and of what works less well than it could."""
+
+import logging
+
+_LOG = logging.getLogger("cartok")
 
 
 class UserError(ValueError):
@@ -7,3 +11,11 @@ class UserError(ValueError):
     The message says the rule, what arrived instead, and what to do next. A bug of ours never
     raises this, so a traceback always means a bug.
     """
+
+
+def warn(message: str) -> None:
+    """Tells of something that goes on, but slower or later than a user would expect.
+
+    A line on standard error, unless the program that cartok is part of has set up logging.
+    """
+    _LOG.warning(message)

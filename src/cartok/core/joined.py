@@ -5,6 +5,7 @@ meta device. This one runs wherever ranks meet, so that a test on CPUs holds it 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,9 @@ class JoinedBatchNorm(_BatchNorm):
         assert norm.momentum is not None, "nor one whose statistics are plain means"
         super().__init__(norm.num_features, norm.eps, norm.momentum)
         self.load_state_dict(norm.state_dict())
-        self._mean, self._ranks = mean, ranks
+        self._ranks = ranks
+        # Ranks meet outside of what is compiled.
+        self._over_ranks = torch.compiler.disable(partial(_MeanOverRanks.apply, mean))
 
     def forward(self, input: Tensor) -> Tensor:
         """Same shape; channels are the second axis."""
@@ -50,7 +53,7 @@ class JoinedBatchNorm(_BatchNorm):
         with full_precision(x.device):
             h = x.float()
             mine = torch.stack([h.mean(over), h.square().mean(over)])
-            mean, power = _mean_over_ranks(mine, self._mean)
+            mean, power = self._over_ranks(mine)
             variance = (power - mean.square()).clamp_min(0)
             self._follow(mean.detach(), variance.detach(), self._ranks * x.numel() // x.shape[1])
             scale = self.weight * (variance + self.eps).rsqrt()
@@ -73,16 +76,11 @@ class JoinedBatchNorm(_BatchNorm):
 
 class _MeanOverRanks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, mean: Mean) -> Tensor:
+    def forward(ctx: Any, mean: Mean, value: Tensor) -> Tensor:
         ctx.mean = mean
         return mean(value)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[None, Tensor]:
         # A rank's moments reach the losses of all ranks; gradients are averaged over ranks later.
-        return ctx.mean(slopes[0].contiguous()), None
-
-
-@torch.compiler.disable
-def _mean_over_ranks(value: Tensor, mean: Mean) -> Tensor:
-    return _MeanOverRanks.apply(value, mean)
+        return None, ctx.mean(slopes[0].contiguous())

@@ -6,12 +6,11 @@ mean square less the squared mean, in float32: exact to 1e-4 where the mean is 3
 1e-2 where it is 300, of which bfloat16 could store nothing.
 """
 
-import warnings
-
 import torch
 import triton
 from torch import Tensor
 
+from cartok.core.errors import warn
 from cartok.tokenizer.kernels import (
     add_kernel,
     apply_kernel,
@@ -37,10 +36,9 @@ def works(device: torch.device) -> bool:
             AddBias.apply(x, x.flatten(), None)
     except Exception as error:  # whatever a compiler, a driver or an old triton raises
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        warnings.warn(
+        warn(
             f"the codec's GPU kernels cannot run on {device} ({reason}): it takes plain torch, "
-            "which is several times slower; a C compiler and Python's headers must be there",
-            stacklevel=2,
+            "which is several times slower; a C compiler and Python's headers must be there"
         )
         return False
     return True
