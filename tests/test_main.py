@@ -33,6 +33,7 @@ def test_the_version_is_that_of_the_package(capsys):
     [
         (["tran-tokenizer"], "did you mean 'train-tokenizer'?"),
         (["train-tokenizer"], "needs a recipe or --config FILE, but got neither"),
+        (["train-tokenizer", "--out", "x", "causal-toy"], "got neither; a recipe comes first"),
         (["train-tokenizer", "causal-61k"], "did you mean 'causal-16k'?"),
         (["train-prior", "775"], "did you mean '775m'?"),
         (["inspect", "nowhere"], "nowhere"),
@@ -229,6 +230,22 @@ def test_resume_goes_on_with_a_demo(tmp_path, monkeypatch):
     assert (launch.out, launch.device, launch.resume, launch.overwrite) == (
         tmp_path, "cpu", True, False
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("question", [["score", "photos", "photos"], ["doctor", "run"]])
+def test_an_answer_never_takes_the_place_of_a_folder(question, capsys, tmp_path, monkeypatch):
+    from cartok.lab import diagnosis, pictures
+
+    begun = []
+    monkeypatch.setattr(pictures, "run_score", lambda *a, **k: begun.append(a))
+    monkeypatch.setattr(diagnosis, "diagnose", lambda *a: begun.append(a))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kept.txt").touch()
+    for folder in (".", str(tmp_path)):
+        assert main([*question, "--json", folder]) == 2
+        assert "an answer is written to a file" in one_line(capsys)
+    assert not begun  # refused before any work
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
 
 
 @pytest.mark.parametrize(

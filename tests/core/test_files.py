@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cartok.core.errors import UserError
-from cartok.core.files import finite, read_json, remove, staged, write_json, write_text
+from cartok.core.files import (
+    finite,
+    read_json,
+    refuse_unwritable,
+    remove,
+    staged,
+    write_json,
+    write_text,
+)
 
 
 def content(folder):
@@ -135,6 +143,44 @@ def test_a_folder_put_in_the_place_of_a_link_leaves_what_the_link_leads_to(tmp_p
     assert content(tmp_path / "far")["a.txt"] == "kept"
     assert content(tmp_path / "link")["a.txt"] == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["far", "link"]
+
+
+@pytest.mark.parametrize("write", [write_text, write_json])
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path, monkeypatch, write):
+    fill(tmp_path / "folder", "kept")
+    before = content(tmp_path)
+    monkeypatch.chdir(tmp_path / "folder")
+    for path in (tmp_path / "folder", Path(".")):
+        with pytest.raises(UserError, match=r"is written to a file, but .* is a folder"):
+            write(path, "new")
+    assert content(tmp_path) == before
+
+
+def test_a_path_is_tried_before_long_work_and_nothing_stays(tmp_path):
+    refuse_unwritable(tmp_path / "new" / "deep" / "answer.json")
+    assert not list(tmp_path.iterdir())
+    write_text(tmp_path / "answer.json", "old")
+    refuse_unwritable(tmp_path / "answer.json")
+    assert content(tmp_path) == {"answer.json": "old"}
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("{tmp}", "is a folder"),
+        ("{tmp}/file/answer.json", "none can be made in"),
+        ("/proc/answer.json", "none can be made in /proc"),
+        ("/dev/null", "is a device"),
+    ],
+)
+def test_a_path_that_takes_no_file_is_refused_in_one_line(tmp_path, path, said):
+    (tmp_path / "file").touch()
+    path = Path(path.format(tmp=tmp_path))
+    if not path.is_relative_to(tmp_path) and not path.parent.exists():
+        pytest.skip(f"this system has no {path.parent}")
+    with pytest.raises(UserError, match=said) as refusal:
+        refuse_unwritable(path)
+    assert len(str(refusal.value).splitlines()) == 1
 
 
 def test_json_goes_to_disk_and_back(tmp_path):

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,15 +38,21 @@ def staged(path: Path) -> Generator[Path]:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Looks, before long work, whether a file may be written to a path.
+    """Tries, before long work, whether a file may be written to a path; leaves nothing behind.
 
     Raises:
-        UserError: the path is a folder, or lies in none.
+        UserError: the path is a folder or a device, or lies where no file can be made.
     """
-    above = next(parent for parent in Path(path).absolute().parents if parent.exists())
-    if path.is_dir() or not above.is_dir():
-        what = f"{path} is a folder" if path.is_dir() else f"{above} is a file"
-        raise UserError(f"an answer is written to a file in a folder, but {what}; name another")
+    _refuse_taken(path)
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"an answer is written to a file, but none can be made in {above} "
+            f"({error.strerror}); name another"
+        ) from None
 
 
 @contextmanager
@@ -73,7 +80,12 @@ def remove(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
+    """Writes a text file atomically.
+
+    Raises:
+        UserError: the path is a folder or a device, which would have to go; the disk is full.
+    """
+    _refuse_taken(path)
     with staged(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -104,6 +116,13 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(f"{what} was expected at {path}, but there is no such file") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{what} was expected at {path}, but it cannot be read: {error}") from None
+
+
+def _refuse_taken(path: Path) -> None:
+    """Refuses what a file would wipe out or break: a folder, a device, a pipe."""
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise UserError(f"an answer is written to a file, but {path} is {what}; name another")
 
 
 def _sync(path: Path) -> None:

@@ -81,6 +81,7 @@ def sample(arguments: list[str]) -> None:
 
 def score(arguments: list[str]) -> None:
     """Scores pictures against reference pictures."""
+    from cartok.core.files import refuse_unwritable
     from cartok.lab.pictures import run_score
 
     @dataclass(frozen=True)
@@ -103,6 +104,8 @@ def score(arguments: list[str]) -> None:
         """Also write the scores with their receipts to this file."""
 
     chosen = parse(Score, arguments, "score")
+    if chosen.json is not None:
+        refuse_unwritable(chosen.json)
     scores = run_score(
         chosen.generated, chosen.reference, size=chosen.size, network_size=chosen.network_size,
         seed=chosen.seed, device=chosen.device, path=chosen.json,
@@ -116,7 +119,7 @@ def score(arguments: list[str]) -> None:
 
 def doctor(arguments: list[str]) -> int:
     """Says what is wrong with a stage-1 run; returns the exit code."""
-    from cartok.core.files import write_json
+    from cartok.core.files import refuse_unwritable, write_json
     from cartok.lab.diagnosis import describe, diagnose
 
     @dataclass(frozen=True)
@@ -134,6 +137,8 @@ def doctor(arguments: list[str]) -> int:
         """Also write what was looked at and found to this file."""
 
     chosen = parse(Doctor, arguments, "doctor")
+    if chosen.json is not None:
+        refuse_unwritable(chosen.json)
     found = diagnose(chosen.run, chosen.baseline)
     for diagnosis in found:
         print(describe(diagnosis))
