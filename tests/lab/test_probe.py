@@ -3,16 +3,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cartok.core.errors import UserError
 from cartok.core.job import EvaluationConfig
 from cartok.core.loop import fit
 from cartok.core.parallel import World
 from cartok.core.run import Run, read_log
 from cartok.data.images import open_splits
 from cartok.lab import evaluations
-from cartok.lab.evaluations import tokenizer_evaluations
+from cartok.lab.evaluations import code_use, tokenizer_evaluations
 from cartok.lab.probe import FrozenLatents, ProbeConfig, frozen_latents, probe, survival
 from cartok.layers import TransformerConfig
 from cartok.recipes.tokenizer import causal_toy
+from cartok.tokenizer.losses import watched_of
 from cartok.tokenizer.model import Tokenizer
 from cartok.tokenizer.quantize.binary import BSQConfig, LFQConfig
 from cartok.tokenizer.quantize.fsq import FSQConfig
@@ -83,6 +85,21 @@ def test_the_probe_is_a_function_of_its_seed_and_leaves_the_global_generator_alo
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_a_clip_of_zero_clips_nothing():
+    train, held = walk(128, 0.9, 0), walk(64, 0.9, 1)
+    found = [
+        probe(frozen(train), frozen(held),
+              replace(BUDGET, steps=5, optim=replace(BUDGET.optim, clip=clip)), CPU)
+        for clip in (0.0, 1e9)
+    ]  # fmt: skip
+    assert found[0] == found[1]
+
+
+def test_a_probe_that_would_draw_from_the_global_generator_is_refused():
+    with pytest.raises(ValueError, match="dropout must be 0"):
+        replace(BUDGET, transformer=replace(SMALL, dropout=0.1))
+
+
 def test_the_probe_learns_where_gradients_are_off():
     train, held = walk(128, 0.9, 0), walk(64, 0.9, 1)
     short = replace(BUDGET, steps=30)
@@ -118,6 +135,27 @@ def test_any_quantizer_can_be_probed(quantizer):
     assert 0 <= survival(tokenizer, found.tokens) <= 1
     result = probe(found, found, replace(BUDGET, steps=2, batch=4), CPU)
     assert result.next_latent_mse > 0
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=list(QUANTIZERS))
+def test_codes_are_counted_as_the_training_counts_them(quantizer):
+    tokenizer, image = tokenizer_with(quantizer), torch.rand(8, 3, 16, 16) * 2 - 1
+    encoded = tokenizer.encode(image)
+    batch, found = watched_of(encoded), code_use(encoded.quantized.tokens, tokenizer)
+    assert found["code_usage"] == pytest.approx(batch["batch_usage"].item())
+    assert found["code_perplexity"] == pytest.approx(batch["batch_perplexity"].item(), rel=1e-5)
+    assert found == code_use(encoded.quantized.tokens.flatten(1), tokenizer)  # in raster order
+
+
+def test_a_level_of_residual_codes_that_has_collapsed_shows():
+    tokenizer = tokenizer_with(QUANTIZERS["residual"])
+    tokens = torch.arange(4).repeat(2, 4, 2)
+    assert code_use(tokens, tokenizer)["code_usage"] == 0.5  # each level sees but two of its four
+    tokens[..., 0::2] = torch.arange(4)
+    tokens[..., 1::2] = 3
+    found = code_use(tokens, tokenizer)
+    assert found["code_usage"] == 5 / 8
+    assert found["code_perplexity"] == pytest.approx(4)  # half the tokens are one code
 
 
 class Painter(Tokenizer):
@@ -203,7 +241,29 @@ def test_the_probe_touches_neither_gradients_nor_modes_nor_generators(job_and_he
     assert all(bool((p.grad == 1).all()) for p in parameters)
 
 
-def test_the_probe_learns_from_training_pictures_and_is_scored_on_others(job_and_held, tmp_path):
+def test_the_reconstruction_tells_how_many_pictures_there_were(job_and_held, tmp_path):
+    job, held = job_and_held("reconstruction")
+    run = Run.open(tmp_path / "run", job.config, kind="tokenizer")
+    (evaluation,) = tokenizer_evaluations(job, held, run)
+    assert job.config.evaluations[0].num == 40
+    assert evaluation.measure(1)["num_pictures"] == len(held) == 30
+
+
+def test_a_value_that_should_be_high_keeps_no_best_checkpoint(job_and_held, tmp_path):
+    job, held = job_and_held("reconstruction", "probe")
+    run = Run.open(tmp_path / "run", job.config, kind="tokenizer")
+
+    def keep_by(best):
+        job.config = replace(job.config, loop=replace(job.config.loop, best=best))
+        return tokenizer_evaluations(job, held, run)
+
+    for best in ("reconstruction/psnr_db", "probe/r2_codes"):
+        with pytest.raises(UserError, match=f"'{best}' should be high; take"):
+            keep_by(best)
+    assert len(keep_by("probe/next_latent_mse")) == 2
+
+
+def test_the_probe_learns_from_more_pictures_than_it_is_scored_on(job_and_held, tmp_path):
     job, held = job_and_held("probe")
     run = Run.open(tmp_path / "run", job.config, kind="tokenizer")
     (evaluation,) = tokenizer_evaluations(job, held, run)
@@ -212,6 +272,7 @@ def test_the_probe_learns_from_training_pictures_and_is_scored_on_others(job_and
         kept = evaluations.all_images
         patch.setattr(evaluations, "all_images", lambda p, *a: seen.append(p) or kept(p, *a))
         evaluation.measure(1)
-    assert [len(pictures) for pictures in seen] == [30, 40]
-    sides = [evaluations.spread(side, 40).digest for side in (held, job.pictures)]
+    assert job.config.evaluations[0].num == 40
+    assert [len(pictures) for pictures in seen] == [30, 60]
+    sides = [evaluations.spread(side, 60).digest for side in (held, job.pictures)]
     assert [pictures.digest for pictures in seen] == sides

@@ -12,11 +12,10 @@ from cartok.core.parallel import World
 from cartok.core.progress import Progress
 from cartok.core.shapes import Pixels, pixels_of
 from cartok.data.tokens import open_tokens, read_manifest
-from cartok.lab.evaluations import grid_of_pictures, reconstruct, save_png, sheet_of
+from cartok.lab.evaluations import code_use, grid_of_pictures, reconstruct, save_png, sheet_of
 from cartok.lab.inputs import ArmInputs, Scores
 from cartok.lab.probe import frozen_latents, probe
 from cartok.lab.stages import Launch, run_extract, run_prior, run_tokenizer
-from cartok.metrics.codes import code_perplexity, code_usage
 from cartok.metrics.reconstruction import psnr_db
 from cartok.metrics.suite import featurise, score_pictures
 from cartok.prior.model import Prior
@@ -128,14 +127,14 @@ def _tokenizer_scores(arm: Arm) -> Scores:
     record = read_json(arm.folder / "tokenizer" / "record.json", "a record")
     probed = {"pictures": len(held), "probe_steps": inputs.probe.steps, "split": "validation"}
     counted = {"tokens": codes.numel(), "split": "validation"}
-    size = tokenizer.codebook_size
+    use = code_use(codes, tokenizer)
     return {
         "tokenizer_steps": score_of(record["steps"], "steps", flops=record["flops"]),
         "psnr_db": score_of(psnr_db(again, held), "dB", pictures=len(held), split="validation"),
         "rfd": distances["fd_effnet64"].to_json(),
         "rkd": distances["kd_effnet"].to_json(),
-        "code_usage": score_of(code_usage(codes, size), "share of codes", **counted),
-        "code_perplexity": score_of(code_perplexity(codes, size), "codes", **counted),
+        "code_usage": score_of(use["code_usage"], "share of codes", **counted),
+        "code_perplexity": score_of(use["code_perplexity"], "codes", **counted),
         "next_latent_r2": score_of(result.r2_latents, "share of variance", **probed),
         "probe_r2_quantised": score_of(result.r2_codes, "share of variance", **probed),
         "next_latent_mse": score_of(result.next_latent_mse, "squared latent units", **probed),

@@ -18,7 +18,7 @@ from cartok.data.pictures import Pictures
 from cartok.data.tokens import TokenShards
 from cartok.data.views import View
 from cartok.lab.probe import FrozenLatents, ProbeConfig, frozen_latents, probe, survival
-from cartok.metrics.codes import code_perplexity, code_usage
+from cartok.metrics.codes import TokenGrid, code_perplexity, code_usage
 from cartok.metrics.reconstruction import psnr_db
 from cartok.metrics.suite import score_pictures
 from cartok.prior.train import PriorJob, nats_per_position
@@ -29,14 +29,22 @@ Measure = Callable[[int], dict[str, float]]
 
 BATCH = 64
 """Pictures at once, in evaluations."""
+PROBE_PICTURES = 2_000
+"""Training pictures that a probe learns from, however few it is scored on: R² grows with them, and
+is compared between data sets that hold out 300 pictures and 50,000."""
+_HIGH_IS_GOOD = (
+    "psnr_db", "code_usage", "code_perplexity", "r2_latents", "r2_codes", "latent_variance",
+    "survival",
+)  # fmt: skip
 
 
 def tokenizer_evaluations(job: TokenizerJob, held: Pictures, run: Run) -> tuple[Evaluation, ...]:
     """The evaluations of a stage-1 recipe, each on ``num`` held-out pictures.
 
     Raises:
-        UserError: a name is unknown.
+        UserError: a name is unknown, or ``loop.best`` is a value that should be high.
     """
+    _refuse_high(job.config.loop.best)
     table: dict[str, Callable[[EvaluationConfig], Measure]] = {
         "reconstruction": lambda e: _reconstruction(job, held, e.num),
         "fd": lambda e: _reconstruction_fd(job, held, e.num),
@@ -111,11 +119,24 @@ def _reconstruction(job: TokenizerJob, held: Pictures, num: int) -> Measure:
         tokens = torch.cat(parts).cpu()
         return {
             "psnr_db": total / len(tokens),
-            "code_usage": code_usage(tokens, tokenizer.codebook_size),
-            "code_perplexity": code_perplexity(tokens, tokenizer.codebook_size),
+            **code_use(tokens, tokenizer),
+            "num_pictures": float(len(tokens)),
         }
 
     return measure
+
+
+def code_use(tokens: TokenGrid, tokenizer: Tokenizer) -> dict[str, float]:
+    """Usage and perplexity of the codes, on a grid or in raster order.
+
+    As in training, the levels of residual codes are told apart, each a codebook of its own.
+    """
+    levels, size = tokenizer.quantizer.tokens_per_cell, tokenizer.codebook_size
+    apart = tokens + size * (torch.arange(tokens.shape[-1], device=tokens.device) % levels)
+    return {
+        "code_usage": code_usage(apart, levels * size),
+        "code_perplexity": code_perplexity(apart, levels * size),
+    }
 
 
 def _reconstruction_fd(job: TokenizerJob, held: Pictures, num: int) -> Measure:
@@ -144,15 +165,15 @@ def _pictures(job: TokenizerJob, held: Pictures, num: int, run: Run) -> Measure:
 
 
 def _probe(job: TokenizerJob, held: Pictures, num: int) -> Measure:
-    """How predictable the latents are by now; learned from ``num`` training pictures as well."""
+    """How predictable the latents are by now, on ``num`` held-out pictures."""
 
-    def frozen(pictures: Pictures) -> FrozenLatents:
+    def frozen(pictures: Pictures, num: int) -> FrozenLatents:
         batches = all_images(spread(pictures, num), job.config.view, BATCH)
         return frozen_latents(job.tokenizer, (batch.image for batch in batches))
 
     def measure(step: int) -> dict[str, float]:
-        found = frozen(held)
-        result = probe(frozen(job.pictures), found, ProbeConfig(), job.world.device)
+        found, learned = frozen(held, num), frozen(job.pictures, PROBE_PICTURES)
+        result = probe(learned, found, ProbeConfig(), job.world.device)
         return {
             **asdict(result),
             "quantisation_mse": found.quantisation_mse,
@@ -167,6 +188,14 @@ def save_png(picture: Picture.Image, path) -> None:
     """Writes a PNG, whole or not at all."""
     with staged(path) as temporary:
         picture.save(temporary, format="PNG")
+
+
+def _refuse_high(best: str) -> None:
+    if best.split("/")[-1] in _HIGH_IS_GOOD:
+        raise UserError(
+            f"loop.best keeps the checkpoint where a value is lowest, but '{best}' should be high; "
+            "take one that should be low, such as fd/fd_effnet64 of the evaluation 'fd'"
+        )
 
 
 def _chosen(

@@ -5,6 +5,7 @@ second sees what the prior will see. Where the first gains and the second does n
 was won by hiding the next latent below the quantisation step.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -35,6 +36,10 @@ class ProbeConfig:
     )
     optim: OptimConfig = OptimConfig(lr=2e-3, warmup_steps=20, schedule="cosine", weight_decay=0.1)
     seed: int = 0
+
+    def __post_init__(self):
+        if self.transformer.dropout:
+            raise ValueError("the probe draws nothing but batches, so its dropout must be 0")
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ def _trained(
             group["lr"] = rate(step)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), config.optim.clip)
+        torch.nn.utils.clip_grad_norm_(net.parameters(), config.optim.clip or math.inf)
         optimizer.step()
     return net.eval()
 
