@@ -1,16 +1,24 @@
 import json
+import math
 import os
 from dataclasses import replace
 
 import pytest
+import torch
 
 from cartok.__main__ import main
 from cartok.core.errors import UserError
-from cartok.core.files import write_json
+from cartok.core.files import read_json, write_json
 from cartok.core.run import Run, read_log
 from cartok.lab.diagnosis import describe, diagnose
+from cartok.lab.evaluations import code_use
 from cartok.recipes.tokenizer import causal_demo, without_causal
 from cartok.tokenizer.critic import CriticConfig
+from cartok.tokenizer.model import Tokenizer
+from cartok.tokenizer.quantize.binary import BSQConfig, LFQConfig
+from cartok.tokenizer.quantize.fsq import FSQConfig
+from cartok.tokenizer.quantize.residual import ResidualVQConfig
+from cartok.tokenizer.quantize.vq import VQConfig
 
 STEPS = 1000
 CRITIC = CriticConfig(weight=0.5, start=300, ramp=100, warm=100)
@@ -57,7 +65,7 @@ def write_run(folder, *, recipe=RECIPE, curves=None, scores=SCORES, steps=STEPS,
         values = {name: curve(step / STEPS) for name, curve in (HEALTHY | (curves or {})).items()}
         run.log(step, {name: value for name, value in values.items() if value is not None})
     if scores:
-        run.log(steps, scores)
+        run.log(steps, {"reconstruction/num_pictures": 256.0} | scores)
     if ends:
         run.finish(steps=steps)
     return folder
@@ -164,6 +172,87 @@ def test_an_evaluation_of_few_pictures_is_not_expected_to_meet_every_code(tmp_pa
     assert found_in(write_run(tmp_path / "many", scores=scores, recipe=large)) == []
 
 
+QUANTIZERS = {
+    "vq": VQConfig(codebook_size=2**14, revive_after=20),
+    "fsq": FSQConfig(),
+    "lfq": LFQConfig(bits=14),
+    "bsq": BSQConfig(bits=14),
+    "residual": ResidualVQConfig(levels=2, codebook_size=2**13),
+}
+
+
+def even_use(recipe, num):
+    """What is logged of this many pictures whose tokens are drawn evenly."""
+    with torch.device("meta"):
+        tokenizer = Tokenizer(recipe.model)
+    shape = num, *tokenizer.grid_of(recipe.view.size, recipe.view.size)
+    generator = torch.Generator().manual_seed(0)
+    return code_use(torch.randint(tokenizer.codebook_size, shape, generator=generator), tokenizer)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=list(QUANTIZERS))
+def test_codes_of_any_kind_that_are_used_evenly_are_fine_however_few_are_seen(tmp_path, quantizer):
+    recipe = changed("model.quantizer", quantizer)
+    asked = {evaluation.name: evaluation.num for evaluation in recipe.evaluations}
+    assert asked["reconstruction"] == 256
+    # fewer pictures are held out than the recipe asks for
+    scores = {f"reconstruction/{name}": value for name, value in even_use(recipe, 10).items()}
+    folder = write_run(tmp_path / "scored", recipe=recipe,
+                       scores=scores | {"reconstruction/num_pictures": 10.0})  # fmt: skip
+    assert found_in(folder) == []
+    assert verdicts_of(folder)["codes"] == "fine"
+    # a batch of sixteen on one rank that has ended, or on sixteen that have not
+    for ranks, num, ends in (("one", 16, True), ("sixteen", 1, False)):
+        even = even_use(recipe, num)
+        curves = {
+            "codec/batch_usage": lambda t, even=even: even["code_usage"],
+            "codec/batch_perplexity": lambda t, even=even: even["code_perplexity"],
+        }
+        folder = write_run(tmp_path / ranks, recipe=recipe, curves=curves, scores=None, ends=ends)
+        assert found_in(folder) == []
+        assert verdicts_of(folder)["codes"] == "fine"
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=list(QUANTIZERS))
+def test_a_twentieth_of_the_codes_within_reach_is_a_collapse_of_any_kind(tmp_path, quantizer):
+    recipe = changed("model.quantizer", quantizer)
+    usage = even_use(recipe, 256)["code_usage"] / 20
+    folder = write_run(tmp_path / "run", recipe=recipe, scores={"reconstruction/code_usage": usage})
+    assert found_in(folder) == [("fault", "codebook collapse")]
+
+
+def test_of_codes_that_occur_nothing_is_said_where_nobody_knows_how_many_could(tmp_path):
+    unknown = {"reconstruction/code_usage": 1e-3, "reconstruction/num_pictures": math.nan}
+    few = {"codec/batch_usage": lambda t: 0.2}  # of one picture's tokens no more can occur
+    large = changed("model.quantizer.codebook_size", 2**14)
+    folder = write_run(tmp_path / "no-number", recipe=large, curves=few, scores=unknown)
+    assert found_in(folder) == []
+    folder = write_run(tmp_path / "other-version", scores={"reconstruction/code_usage": 1e-3})
+    assert found_in(folder) == [("fault", "codebook collapse")]
+    stored = read_json(folder / "config.json", "a config")
+    stored["config"]["model"]["codec"]["of_another_version"] = 1
+    write_json(folder / "config.json", stored)
+    assert found_in(folder) == []
+
+
+def test_codes_that_fall_out_of_use_are_told_from_a_slow_start(tmp_path):
+    for name, usages, expected in (
+        ("falls", (0.099, 0.058, 0.046), ("fault", "codebook collapse")),
+        ("rises", (0.02, 0.03, 0.046), ("watch", "idle codes")),
+    ):
+        folder = write_run(tmp_path / name, recipe=changed("optim.warmup_steps", 2 * STEPS),
+                           scores=None)  # fmt: skip
+        with open(folder / "log.jsonl", "a") as log:
+            for step, usage in zip((200, 400, 600), usages, strict=True):
+                line = {"step": step, "reconstruction/code_usage": usage,
+                        "reconstruction/num_pictures": 256.0}  # fmt: skip
+                log.write(json.dumps(line) + "\n")
+        assert found_in(folder) == [expected]
+        assert f"4.6% of the codes occur (step 600), after {usages[0]:.1%} at step 200" in describe(
+            diagnose(folder)[0]
+        )
+
+
 @pytest.mark.parametrize(
     ("recipe", "curves", "expected"),
     [
@@ -184,6 +273,18 @@ def test_an_evaluation_of_few_pictures_is_not_expected_to_meet_every_code(tmp_pa
                  model=changed("model.quantizer.revive_after", 0).model), {},
          [("fault", "dead gradient")]),
         (changed("losses.codebook", 0.0), {}, []),  # dead codes are moved onto latents
+        # the twin always guesses the look-up's latents; these predictors guess something else
+        (replace(RECIPE, causal=replace(RECIPE.causal, space="encoder", reads="latents")),
+         {"codec/twin_r2": lambda t: 0.05}, []),
+        (changed("causal.target", "codes"), {"codec/twin_r2": lambda t: 0.05}, []),
+        (replace(changed("causal.loss", "cosine"),
+                 model=changed("model.quantizer.normalise", False).model),
+         {"codec/twin_r2": lambda t: 0.05}, []),
+        (changed("causal.loss", "cosine"), {"codec/twin_r2": lambda t: 0.05},
+         [("fault", "hidden prediction")]),
+        # it began where another run had ended
+        (changed("start_from", "runs/another"),
+         {name: lambda t: 0.3 for name in HEALTHY if name.startswith("codec/p")}, []),
     ],
 )  # fmt: skip
 def test_the_config_decides_what_a_number_means(tmp_path, recipe, curves, expected):
@@ -273,6 +374,90 @@ def test_a_non_finite_stop_is_told_with_its_term_and_not_as_an_interruption(tmp_
     assert "'codec/perceptual' was not finite at step 503 (policy recover)" in describe(
         diagnose(folder)[0]
     )
+
+
+def test_a_run_that_was_taken_up_again_has_not_stopped(tmp_path):
+    folder = write_run(tmp_path / "run", steps=500)
+    lines = (folder / "log.jsonl").read_text().splitlines(keepends=True)
+    fault = {"step": 503, "culprits": ["codec/perceptual"], "policy": "recover",
+             "last": [json.loads(line) for line in lines[-20:]]}  # fmt: skip
+    write_json(folder / "fault.json", fault)
+    assert found_in(folder) == [("fault", "non-finite stop")]
+    for resumed in (lines[:41], [*lines, json.dumps({"step": 510, "codec/pixel_l2": 0.1}) + "\n"]):
+        (folder / "log.jsonl").write_text("".join(resumed))
+        assert found_in(folder) == []
+    del fault["last"]
+    write_json(folder / "fault.json", fault)
+    assert found_in(folder) == []  # beyond step 503
+    (folder / "log.jsonl").write_text("".join(lines))
+    assert found_in(folder) == [("fault", "non-finite stop")]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_told"),
+    [
+        ({"normalise": False, "scale": "none"}, True),
+        ({"normalise": False, "scale": "variance"}, True),
+        ({"normalise": False, "scale": "auto"}, False),  # which is live off the sphere
+        ({"normalise": False, "scale": "live"}, False),
+        ({"normalise": False, "scale": "variance", "target": "detached"}, False),
+        ({"normalise": True, "scale": "none"}, False),
+    ],
+)
+def test_collapsed_latents_off_the_sphere_are_told_of_the_live_scale(tmp_path, change, is_told):
+    quantizer = replace(RECIPE.model.quantizer, normalise=change.pop("normalise"))
+    recipe = replace(changed("model.quantizer", quantizer), causal=replace(RECIPE.causal, **change))
+    folder = write_run(
+        tmp_path / "run", recipe=recipe, curves={"codec/latent_variance": lambda t: 1e-6}
+    )
+    (found,) = diagnose(folder)[0].findings
+    assert found.fault == "latent collapse"
+    assert ("causal.scale to live" in found.change) == is_told
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("model.quantizer.codebook_size", 512, "model.quantizer.codebook_size is 256 here and 512"),
+        ("model.quantizer", FSQConfig(), "model.quantizer.kind is 'vq' here and 'fsq'"),
+        ("losses.pixel_l1", 0.5, "losses.pixel_l1 is 1.0 here and 0.5"),
+        ("losses.critic.weight", 0.1, "losses.critic.weight is 0.5 here and 0.1"),
+        ("view.size", 64, "view.size is 32 here and 64"),
+    ],
+)
+def test_a_baseline_that_differs_in_more_than_the_regulariser_is_refused(
+    tmp_path, name, value, said
+):
+    folder = write_run(tmp_path / "run", steps=50)
+    baseline = write_run(tmp_path / "twin", recipe=without_causal(changed(name, value)), steps=50)
+    with pytest.raises(
+        UserError, match="is a run that is equal but for the regulariser"
+    ) as refusal:
+        diagnose(folder, baseline)
+    assert f"{said} in {baseline}" in str(refusal.value)
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_a_baseline_may_be_of_another_version_length_and_seed(tmp_path):
+    folder = write_run(tmp_path / "run")
+    baseline = write_run(tmp_path / "twin", recipe=without_causal(changed("seed", 7)), steps=500)
+    stored = read_json(baseline / "config.json", "a config")
+    del stored["config"]["losses"]["entropy"], stored["config"]["model"]["quantizer"]["decay"]
+    write_json(baseline / "config.json", stored)
+    assert found_in(folder, baseline) == []
+
+
+def test_predictors_that_differ_are_not_compared_but_by_their_probes(tmp_path):
+    folder = write_run(tmp_path / "run")
+    poor = {"codec/next_latent_r2": lambda t: 0.1, "codec/twin_r2": lambda t: 0.5}
+    other = without_causal(changed("causal.reads", "latents"))
+    baseline = write_run(tmp_path / "twin", recipe=other, curves=poor)
+    assert found_in(folder, baseline) == []
+    for run, r2 in ((folder, 0.65), (baseline, 0.1)):
+        with open(run / "log.jsonl", "a") as log:
+            log.write(json.dumps({"step": STEPS, "probe/r2_latents": r2, "probe/r2_codes": 0.4}))
+            log.write("\n")
+    assert found_in(folder, baseline) == [("fault", "hidden prediction")]
 
 
 def test_a_twin_shows_what_the_run_alone_does_not(tmp_path):

@@ -6,21 +6,17 @@ from hypothesis import strategies as st
 
 from cartok.tokenizer.doctor import (
     HIDDEN_R2,
-    LEAST_POINTS,
     Measures,
-    coarse_codes,
-    code_collapse,
     collapse_of,
-    early,
     error_below_quantisation,
     gaming_of,
     hidden_prediction,
-    late,
+    latent_collapse,
     latent_shrinkage,
     measures_of,
     regulariser_share,
-    span_of,
 )
+from cartok.tokenizer.findings import LEAST_POINTS, early, late, span_of
 
 TWIN = Measures(latent_variance=0.12, r2_latents=0.29, r2_codes=0.26)
 # Codes follow latents: what the paper promises, in the numbers of a trial with noisy input.
@@ -136,37 +132,6 @@ def test_the_beginning_is_ten_points_however_long_the_run():
     assert span_of(curve(2.0, 0.5)) == "from 2 (step 10) to 0.5 (step 400)"
 
 
-@pytest.mark.parametrize(
-    ("usage", "perplexity", "reachable", "expected"),
-    [
-        (0.05, 200.0, 1.0, [("codebook collapse", "fault")]),
-        (0.3, 200.0, 1.0, [("idle codes", "watch")]),
-        (0.5, 200.0, 1.0, []),
-        # 256 tokens of 4,096 codes: not more than 6 % can occur
-        (0.05, 200.0, 0.06, []),
-        (0.02, 80.0, 0.06, [("idle codes", "watch")]),
-        (0.001, 4.5, 0.06, [("codebook collapse", "fault")]),
-        (0.9, 3.0, 1.0, [("codebook collapse", "fault")]),
-        (None, 3.0, 1.0, [("codebook collapse", "fault")]),
-        (None, None, 1.0, []),
-    ],
-)
-def test_codes_are_counted_against_those_that_could_occur(usage, perplexity, reachable, expected):
-    assert named(code_collapse(usage, perplexity, reachable)) == expected
-
-
-@pytest.mark.parametrize(
-    ("dropped", "weight", "expected"),
-    [
-        (0.2, 1.0, []),
-        (0.51, 1.0, [("coarse codes", "watch")]),
-        (0.2, 0.0, [("dead gradient", "fault")]),
-    ],
-)
-def test_codes_far_from_their_latents_or_moved_by_nothing_are_named(dropped, weight, expected):
-    assert named(coarse_codes(curve(dropped), curve(1.0), weight)) == expected
-
-
 def test_latents_that_lost_more_than_half_of_their_variance_have_shrunk():
     assert named(latent_shrinkage(curve(0.1, 0.049))) == [("latent shrinkage", "fault")]
     assert latent_shrinkage(curve(0.1, 0.051)) == []
@@ -182,12 +147,33 @@ def test_latents_that_lost_more_than_half_of_their_variance_have_shrunk():
         (0.86, 0.44, [("hidden prediction", "watch")]),  # reads latents, weight 4
         (0.95, 0.26, [("hidden prediction", "fault")]),
         (0.95, -0.4, [("hidden prediction", "fault")]),
-        (0.1, -5.0, [("hidden prediction", "fault")]),
+        (0.05, -5.0, []),  # worse than the mean is no more than useless
         (-0.2, -0.3, []),
     ],
 )
 def test_prediction_that_codes_do_not_share_is_hidden(r2_latents, r2_codes, expected):
     assert named(hidden_prediction(r2_latents, r2_codes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("twin", "fault"),
+    [
+        ({"r2_codes": 1.3, "r2_latents": 0.9}, []),  # the twin's were as good from latents
+        ({"r2_codes": -1.5, "r2_latents": 0.29}, ["rose by 0.66 from latents but by 0.00 from"]),
+        ({"r2_codes": 0.0, "r2_latents": -9.0}, ["rose by 0.95 from latents but by 0.00 from"]),
+    ],
+)
+def test_what_is_compared_with_the_twin_is_what_is_said(twin, fault):
+    lines = gaming_of(replace(TWIN, r2_latents=0.95, r2_codes=-2.0), replace(TWIN, **twin))
+    assert len(lines) == len(fault)
+    for line, words in zip(lines, fault, strict=True):
+        assert words in line
+
+
+def test_latents_for_which_shrinking_pays_are_told_of_the_scale_that_ends_it():
+    (free,), (bound,) = latent_collapse(1e-9, shrinking_pays=True), latent_collapse(1e-9)
+    assert "causal.scale to live" in free.change
+    assert "causal.scale" not in bound.change
 
 
 def test_an_error_below_the_quantisation_is_only_a_hint():

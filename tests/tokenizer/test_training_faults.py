@@ -5,8 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cartok.core.config import dict_of
-from cartok.tokenizer import doctor
+from cartok.tokenizer import code_faults, doctor
 from cartok.tokenizer import training_faults as faults
+from cartok.tokenizer.code_faults import CodeUse
+from cartok.tokenizer.findings import LEAST_POINTS
 from cartok.tokenizer.train import TokenizerRun
 
 
@@ -117,7 +119,13 @@ def test_a_loss_that_never_fell_or_rose_again_is_named(levels, expected):
     assert named(faults.reconstruction_trend(curve(*levels))) == expected
 
 
-@given(st.integers(doctor.LEAST_POINTS, 300), st.floats(0.5, 0.93), st.floats(1e-6, 1e6))
+def test_trained_weights_need_get_no_better_but_must_not_get_worse():
+    flat, worse = curve(0.5, 0.5), curve(0.5, 0.9)
+    assert faults.reconstruction_trend(flat, starts_anew=False) == []
+    assert named(faults.reconstruction_trend(worse, starts_anew=False)) == [("divergence", "fault")]
+
+
+@given(st.integers(LEAST_POINTS, 300), st.floats(0.5, 0.93), st.floats(1e-6, 1e6))
 def test_a_loss_that_falls_all_the_time_is_fine(num, end, scale):
     falling = [(step, scale * (1 - (1 - end) * step / num) ** 2) for step in range(num)]
     assert faults.reconstruction_trend(falling) == []
@@ -151,10 +159,12 @@ def test_a_run_that_went_on_after_bad_steps_is_watched():
 
 
 EVERYTHING = [
-    *doctor.code_collapse(0.01, None), *doctor.code_collapse(0.3, None, 0.9),
-    *doctor.code_collapse(None, 1.0), *doctor.latent_collapse(1e-9),
-    *doctor.coarse_codes(curve(1.0), curve(1.0), 1.0),
-    *doctor.coarse_codes(curve(1.0), curve(1.0), 0.0),
+    *code_faults.code_collapse(CodeUse(usage=curve(0.01))),
+    *code_faults.code_collapse(CodeUse(usage=curve(0.1, 0.3), reachable=0.9)),
+    *code_faults.code_collapse(CodeUse(perplexity=curve(1.0))),
+    *doctor.latent_collapse(1e-9), *doctor.latent_collapse(1e-9, shrinking_pays=True),
+    *code_faults.coarse_codes(curve(1.0), curve(1.0), 1.0),
+    *code_faults.coarse_codes(curve(1.0), curve(1.0), 0.0),
     *doctor.latent_shrinkage(curve(1.0, 0.1)), *doctor.shrunk_beside_twin(0.1, 1.0),
     *doctor.hidden_prediction(0.9, 0.1),
     *doctor.hidden_beside_twin(doctor.Measures(1.0, 0.9, 0.1), doctor.Measures(1.0, 0.1, 0.1)),
@@ -171,7 +181,7 @@ EVERYTHING = [
 
 
 def test_each_fault_is_in_the_list_of_everything():
-    assert len(EVERYTHING) == 25
+    assert len(EVERYTHING) == 26
 
 
 @pytest.mark.parametrize("finding", EVERYTHING, ids=lambda finding: finding.fault)

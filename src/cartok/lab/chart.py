@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cartok.core.config import config_of
 from cartok.core.errors import UserError
 from cartok.core.files import read_json
 from cartok.core.run import curves_of, read_log
-from cartok.tokenizer.doctor import Curve
+from cartok.tokenizer.findings import Curve
+from cartok.tokenizer.model import TokenizerConfig
 
 _PICTURES = ("pixel_l2", "pixel_l1", "perceptual")
 
@@ -57,6 +59,58 @@ class Chart:
     def step(self) -> int:
         """Steps that the log knows of."""
         return int(max((curve[-1][0] for curve in self.curves.values()), default=0))
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the fault ended the run: one taken up again has another end of its log."""
+        told = [line["step"] for line in self.fault.get("last", [])]
+        if told:
+            return self.step == told[-1]
+        return bool(self.fault) and self.step <= self.fault.get("step", self.step)
+
+    @property
+    def model(self) -> TokenizerConfig | None:
+        """What the tokenizer is; None if its version no longer builds."""
+        try:
+            return config_of(TokenizerConfig, self.config["model"])
+        except (KeyError, UserError):
+            return None
+
+    @property
+    def quantizer_kind(self) -> str:
+        """One that was stored before there were kinds is a codebook."""
+        return self.setting("model.quantizer.kind", "vq")
+
+    @property
+    def is_on_sphere(self) -> bool:
+        """Whether latents enter the look-up with unit length."""
+        kind = self.quantizer_kind
+        return kind == "bsq" or self.setting("model.quantizer.normalise", kind == "vq")
+
+    @property
+    def shrinking_pays(self) -> bool:
+        """Whether the regulariser's latents are off the sphere, and causal.scale could be live."""
+        causal = self.setting("causal", {})
+        is_free = causal.get("space", "lookup") != "lookup" or not self.is_on_sphere
+        is_l2 = causal.get("loss", "l2") == "l2" and causal.get("target") != "detached"
+        return is_free and is_l2 and causal.get("scale") in ("none", "variance")
+
+    @property
+    def pictures_at_once(self) -> int:
+        """Those whose codes a rank counts together; 1, the fewest, while no record tells ranks."""
+        ranks = self.record.get("provenance", {}).get("world_size", math.inf)
+        parts = self.setting("loop.accumulate", 1) * ranks
+        return max(1, int(self.setting("loop.batch", 0) // parts))
+
+    def reach(self, pictures: int | float) -> float:
+        """The share of codes that occurs if these pictures' tokens are even; 0 if nobody knows.
+
+        Each level of residual codes is a codebook that every cell draws from once.
+        """
+        if self.model is None:
+            return 0.0
+        cells = pictures * (self.setting("view.size", 0) / self.model.codec.factor) ** 2
+        return 1 - math.exp(-cells / self.model.quantizer.codebook_size)
 
     @property
     def reconstruction(self) -> Curve:

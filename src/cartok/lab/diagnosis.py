@@ -12,9 +12,12 @@ from cartok.core.errors import UserError
 from cartok.core.files import read_json
 from cartok.lab.chart import Chart, read_chart
 from cartok.lab.vitals import Vital, beside_run, beside_scores, vitals_of
-from cartok.tokenizer.doctor import Finding, Measures, measures_of
+from cartok.tokenizer.doctor import Measures, measures_of
+from cartok.tokenizer.findings import Finding
 
 _DEMO = "demo.json"
+_KEPT = ("model", "losses", "view", "causal.space")
+"""What a baseline must have alike, or it tells of more than the regulariser."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ def diagnose(folder: Path, baseline: Path | None = None) -> list[Diagnosis]:
     """Looks at a run, or at both arms of a demo; ``baseline`` is a run without the regulariser.
 
     Raises:
-        UserError: the folder holds no run of a tokenizer; the baseline has the regulariser.
+        UserError: the folder holds no run of a tokenizer; the baseline has the regulariser, or
+            another model, losses or view.
     """
     if (folder / _DEMO).exists():
         if baseline is not None:
@@ -62,7 +66,7 @@ def diagnose(folder: Path, baseline: Path | None = None) -> list[Diagnosis]:
     chart = read_chart(folder)
     vitals = vitals_of(chart)
     if baseline is not None:
-        vitals.append(beside_run(chart, _twin(baseline)))
+        vitals.append(beside_run(chart, _twin(chart, baseline)))
     return [Diagnosis(str(folder), tuple(vitals))]
 
 
@@ -79,14 +83,28 @@ def describe(diagnosis: Diagnosis) -> str:
     return "\n".join([*lines, ""])
 
 
-def _twin(folder: Path) -> Chart:
-    chart = read_chart(folder)
-    if weight := chart.setting("causal.weight", 0):
+def _twin(chart: Chart, folder: Path) -> Chart:
+    twin = read_chart(folder)
+    if weight := twin.setting("causal.weight", 0):
         raise UserError(
             f"--baseline is a run without the regulariser, but causal.weight of {folder} is "
             f"{weight:g}; give one where it is 0"
         )
-    return chart
+    for part in _KEPT:
+        if fault := _difference(part, chart.setting(part, {}), twin.setting(part, {})):
+            raise UserError(
+                f"--baseline is a run that is equal but for the regulariser, but {fault} in "
+                f"{folder}; give one of the same recipe"
+            )
+    return twin
+
+
+def _difference(name: str, mine: Any, its: Any) -> str:
+    """The first that two configs have unlike; what one of them lacks is of another version."""
+    if not (isinstance(mine, dict) and isinstance(its, dict)):
+        return f"{name} is {mine!r} here and {its!r}" if mine != its else ""
+    both = [key for key in mine if key in its]
+    return next(filter(None, (_difference(f"{name}.{k}", mine[k], its[k]) for k in both)), "")
 
 
 def _of_demo(folder: Path) -> list[Diagnosis]:

@@ -11,7 +11,9 @@ from typing import Literal
 from cartok.lab.chart import Chart
 from cartok.tokenizer import doctor
 from cartok.tokenizer import training_faults as faults
-from cartok.tokenizer.doctor import LEAST_POINTS, Curve, Finding, Measures, late, span_of
+from cartok.tokenizer.code_faults import CodeUse, coarse_codes, code_collapse
+from cartok.tokenizer.doctor import Measures
+from cartok.tokenizer.findings import LEAST_POINTS, Curve, Finding, late, span_of
 
 Verdict = Literal["fine", "watch", "fault", "not measured", "too early to say"]
 
@@ -55,7 +57,9 @@ def beside_run(chart: Chart, twin: Chart) -> Vital:
 
     def look() -> list[Finding]:
         found = doctor.shrunk_beside_twin(*variances)
-        both = [_r2(one) for one in charts]
+        both = [_probed(one) for one in charts]
+        if not all(both) and _predict_alike(*charts):
+            both = [_own(one) for one in charts]
         if all("codes" in r2 for r2 in both):
             mine, its = (
                 Measures(variance, r2["latents"], r2["codes"])
@@ -90,7 +94,7 @@ def _of(name: str, curve: Curve, value: str, look: Callable[[], list[Finding]]) 
 def _run(chart: Chart) -> Vital:
     step, steps = chart.step, chart.setting("loop.steps", 0)
     found = faults.recoveries(*(int(chart.last(f"fault/{n}") or 0) for n in ("skips", "rollbacks")))
-    if chart.fault:
+    if chart.is_stopped:
         stop = chart.fault.get("step", step)
         value = f"stopped at step {stop}"
         found += faults.not_finite(
@@ -114,7 +118,8 @@ def _reconstruction(chart: Chart) -> Vital:
     alone = [point for point in curve if point[0] <= start] if start else curve
 
     def look() -> list[Finding]:
-        found = faults.reconstruction_trend(alone) if len(alone) >= LEAST_POINTS else []
+        is_new = not chart.setting("start_from", "")
+        found = faults.reconstruction_trend(alone, is_new) if len(alone) >= LEAST_POINTS else []
         if full < math.inf:
             found += faults.critic_wrecks(curve, int(start), int(full - start))
         return found
@@ -123,35 +128,29 @@ def _reconstruction(chart: Chart) -> Vital:
 
 
 def _codes(chart: Chart) -> Vital:
-    usage, perplexity = (chart.last(f"reconstruction/code_{n}") for n in ("usage", "perplexity"))
-    evaluations = {e.get("name"): e.get("num", 0) for e in chart.setting("evaluations", [])}
-    pictures = evaluations.get("reconstruction", 0)
-    curve = chart.curve("codec/batch_perplexity")
-    is_whole = usage is not None
-    if not is_whole and curve:
-        used = chart.curve("codec/batch_usage")
-        usage, perplexity = late(used) if used else None, late(curve)
-        ranks = chart.record.get("provenance", {}).get("world_size", 1)
-        parts = chart.setting("loop.accumulate", 1) * ranks
-        pictures = chart.setting("loop.batch", 0) // parts
-    reach = _reach(chart, pictures)
-    words = [f"{usage:.1%} occur"] if usage is not None else []
-    words += [f"perplexity {perplexity:.3g}"] if perplexity is not None else []
-    value = ", ".join(words) + ("" if is_whole else " (of a batch)")
-
-    def look() -> list[Finding]:
-        return doctor.code_collapse(usage, perplexity, reach)
-
-    return _vital("codes", value, look()) if is_whole else _of("codes", curve, value, look)
+    pictures = chart.last("reconstruction/num_pictures")
+    if pictures is None:  # a batch alone tells how many tokens were counted
+        use = _use(chart, "codec/batch", chart.pictures_at_once)
+        value = f"{_used(use)} (of a batch)"
+        return _of("codes", use.perplexity, value, lambda: code_collapse(use))
+    use = _use(chart, "reconstruction/code", pictures)
+    return _vital("codes", _used(use), code_collapse(use))
 
 
-def _reach(chart: Chart, pictures: int) -> float:
-    """The share of the codes that occurs if this many pictures' tokens are drawn evenly."""
-    codec = chart.setting("model.codec", {})
-    factor = codec.get("stem", 1) * 2 ** (len(codec.get("multipliers", [0])) - 1)
-    tokens = pictures * (chart.setting("view.size", 0) / factor) ** 2
-    size = chart.setting("model.quantizer.codebook_size", 0)
-    return 1 - math.exp(-tokens / size) if tokens and size else 1.0
+def _use(chart: Chart, name: str, pictures: int | float) -> CodeUse:
+    return CodeUse(
+        usage=chart.curve(f"{name}_usage"),
+        perplexity=chart.curve(f"{name}_perplexity"),
+        reachable=chart.reach(pictures),
+        warm_up=chart.setting("optim.warmup_steps", 0),
+        kind=chart.quantizer_kind,
+    )
+
+
+def _used(use: CodeUse) -> str:
+    words = [f"{late(use.usage):.1%} occur"] if use.usage else []
+    words += [f"perplexity {late(use.perplexity):.3g}"] if use.perplexity else []
+    return ", ".join(words)
 
 
 def _quantisation(chart: Chart) -> Vital:
@@ -167,7 +166,7 @@ def _quantisation(chart: Chart) -> Vital:
     return _of(
         "lost in quantisation", curve,
         f"{late(curve) / late(variance):.1%} of the latents' variance" if curve else "",
-        lambda: doctor.coarse_codes(curve, variance, weight),
+        lambda: coarse_codes(curve, variance, weight, chart.quantizer_kind),
     )  # fmt: skip
 
 
@@ -175,7 +174,7 @@ def _variance(chart: Chart) -> Vital:
     curve = chart.curve("codec/latent_variance")
 
     def look() -> list[Finding]:
-        found = doctor.latent_collapse(late(curve))
+        found = doctor.latent_collapse(late(curve), chart.shrinking_pays)
         if not found and chart.setting("causal.weight", 0):
             found = doctor.latent_shrinkage(curve)
         return found
@@ -188,13 +187,31 @@ def _r2(chart: Chart) -> dict[str, float]:
 
     Only what was measured; ``codes`` never alone.
     """
+    return _probed(chart) or _own(chart)
+
+
+def _probed(chart: Chart) -> dict[str, float]:
     fresh = {name: chart.last(f"probe/r2_{name}") for name in ("latents", "codes")}
-    own = {"latents": "codec/next_latent_r2", "codes": "codec/twin_r2"}
-    if None in fresh.values():
-        long = {name: chart.curve(curve) for name, curve in own.items()}
-        fresh = {name: late(c) if len(c) >= LEAST_POINTS else None for name, c in long.items()}
     measured = {name: value for name, value in fresh.items() if value is not None}
-    return measured if "latents" in measured else {}
+    return measured if len(measured) == 2 else {}
+
+
+def _own(chart: Chart) -> dict[str, float]:
+    """``codes`` where the predictor guesses what its twin guesses: the look-up's latents."""
+    curves = {"latents": chart.curve("codec/next_latent_r2")}
+    causal = chart.setting("causal", {})
+    is_alike = causal.get("space", "lookup") == "lookup" and causal.get("target") != "codes"
+    # Off the sphere the cosine's predictions are given the true length.
+    if is_alike and (causal.get("loss", "l2") == "l2" or chart.is_on_sphere):
+        curves["codes"] = chart.curve("codec/twin_r2")
+    found = {name: late(curve) for name, curve in curves.items() if len(curve) >= LEAST_POINTS}
+    return found if "latents" in found else {}
+
+
+def _predict_alike(chart: Chart, twin: Chart) -> bool:
+    """True if the predictors of two runs differ in nothing that their own R² shows."""
+    names = ("reads", "target", "loss", "start", "order", "transformer", "twin_transformer")
+    return all(chart.setting(f"causal.{n}", "") == twin.setting(f"causal.{n}", "") for n in names)
 
 
 def _prediction(chart: Chart) -> Vital:

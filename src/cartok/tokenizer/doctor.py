@@ -2,30 +2,17 @@
 
 Every fault is a function that returns what it found. A curve has ``LEAST_POINTS`` or more; who
 asks sees to that. Which file or log line a number comes from is not known here:
-``lab/diagnosis.py`` reads a run's folder and asks. What goes wrong with a training, rather than
-with codes and latents, is in ``training_faults.py``.
+``lab/diagnosis.py`` reads a run's folder and asks. What goes wrong with a codebook is in
+``code_faults.py``, what with a training in ``training_faults.py``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
-from typing import Any, Literal
+from typing import Any
 
-Curve = Sequence[tuple[int, float]]
-"""A logged value: steps and what it was at each."""
-Severity = Literal["watch", "fault"]
+from cartok.tokenizer.code_faults import CodeUse, code_collapse
+from cartok.tokenizer.findings import Curve, Finding, Severity, early, late, span_of
 
-LEAST_POINTS = 30
-"""Logged points below which it is too early to say: a tenth, at either end, must hold three for one
-odd batch not to decide."""
-IDLE_CODES, RARE_CODES = 0.1, 0.5
-"""Shares of the codes within reach: below the first a codebook has collapsed, below the second most
-of it is idle. Healthy runs use .8 and more."""
-LEAST_PERPLEXITY = 4.0
-"""Codes that carry under two bits a token; collapsed runs have 1 to 2."""
-COARSE = 0.5
-"""Share of the latents' variance that quantisation drops: .02 to .2 in healthy runs, .4 at the
-start; at 1 the codes' mean says as much as the codes."""
 LEAST_VARIANCE = 1e-4
 """On the unit sphere of 8 channels healthy latents vary by .06 to .12; collapsed ones by 1e-5."""
 SHRUNK = 0.5
@@ -38,26 +25,6 @@ HIDDEN_GAP = 0.3
 .20 where codes followed, .35 and .42 where the next latent was hidden."""
 OVERWHELMING, NEGLIGIBLE = 0.9, 1e-3
 """The regulariser's share of the gradient at the latents: little else is felt; or it is not."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong, in words."""
-
-    fault: str
-    """Its name."""
-    severity: Severity
-    """A fault spoils the result; what is to be watched may."""
-    seen: str
-    """The numbers, with their steps."""
-    means: str
-    change: str
-    """What to do, with the names of the config's fields."""
-
-    @property
-    def line(self) -> str:
-        """All of it in one line."""
-        return f"{self.fault}: {self.seen}; {self.means}; {self.change}"
 
 
 @dataclass(frozen=True)
@@ -80,29 +47,14 @@ def measures_of(scores: Mapping[str, Any]) -> Measures:
     )
 
 
-def early(curve: Curve) -> float:
-    """The median of the first tenth, of ten points at most."""
-    return median(value for _, value in curve[: max(1, min(10, len(curve) // 10))])
-
-
-def late(curve: Curve) -> float:
-    """The median of the last tenth."""
-    return median(value for _, value in curve[-max(1, len(curve) // 10) :])
-
-
-def span_of(curve: Curve) -> str:
-    """Where a curve came from and went to, in words."""
-    start, end = curve[0][0], curve[-1][0]
-    return f"from {early(curve):.3g} (step {start}) to {late(curve):.3g} (step {end})"
-
-
 def collapse_of(usage: float | None, perplexity: float | None, variance: float | None) -> list[str]:
     """Warnings about a codebook or latents that carry too little.
 
     ``usage`` is the share of codes that occur, ``perplexity`` that of the codes, ``variance`` the
     latents'; one that was not measured is ``None`` and raises no warning.
     """
-    found = code_collapse(usage, perplexity) + latent_collapse(variance)
+    use = CodeUse(usage=_at_the_end(usage), perplexity=_at_the_end(perplexity))
+    found = code_collapse(use) + latent_collapse(variance)
     return [finding.line for finding in found if finding.severity == "fault"]
 
 
@@ -116,60 +68,18 @@ def gaming_of(measures: Measures, twin: Measures) -> list[str]:
     return [finding.line for finding in found]
 
 
-def code_collapse(
-    usage: float | None, perplexity: float | None, reachable: float = 1.0
-) -> list[Finding]:
-    """Finds a codebook of which little is used; ``reachable`` of it occurs if tokens are even.
+def latent_collapse(variance: float | None, shrinking_pays: bool = False) -> list[Finding]:
+    """Finds latents that are the same for all pictures.
 
-    Fewer tokens than codes were looked at in a small evaluation or batch: not all can occur.
+    ``shrinking_pays``: they are off the sphere, and small ones have a small regulariser's loss.
     """
-    change = (
-        "set model.quantizer.revive_after to some tens of steps, lower optim.lr, or take fewer "
-        "codes (model.quantizer.codebook_size)"
-    )
-    means = "tokens say little, and a prior that predicts them well has learned little"
-    if usage is not None and usage < RARE_CODES * reachable:
-        worst = usage < IDLE_CODES * reachable
-        seen = f"only {usage:.1%} of the codes occur"
-        seen += f", of {reachable:.1%} that could" if reachable < 0.995 else ""
-        fault, severity = ("codebook collapse", "fault") if worst else ("idle codes", "watch")
-        return [Finding(fault, severity, seen, means, change)]
-    if perplexity is not None and perplexity < LEAST_PERPLEXITY:
-        seen = f"the codes used are as few as {perplexity:.1f} equal ones"
-        return [Finding("codebook collapse", "fault", seen, means, change)]
-    return []
-
-
-def coarse_codes(quantisation: Curve, variance: Curve, weight: float) -> list[Finding]:
-    """Finds codes that are far from the latents they stand for; ``weight``: what pulls them near.
-
-    Zero if no loss moves codes and none is revived.
-    """
-    dropped = late(quantisation) / late(variance) if late(variance) else 0.0
-    if not weight:
-        return [Finding(
-            "dead gradient", "fault", "the codebook's loss has the weight 0 and no code is revived",
-            "codes stay where they were drawn; only latents can come to them",
-            "raise losses.codebook",
-        )]  # fmt: skip
-    if dropped <= COARSE:
-        return []
-    return [Finding(
-        "coarse codes", "watch",
-        f"quantisation drops {dropped:.0%} of the latents' variance (step {quantisation[-1][0]})",
-        "codes are far from the latents they stand for, as when they get no gradient",
-        "raise losses.codebook and losses.commitment, or model.quantizer.codebook_size",
-    )]  # fmt: skip
-
-
-def latent_collapse(variance: float | None) -> list[Finding]:
-    """Finds latents that are the same for all pictures."""
     if variance is None or variance >= LEAST_VARIANCE:
         return []
+    change = ", or set causal.scale to live" if shrinking_pays else ""
     return [Finding(
         "latent collapse", "fault", f"latents vary by {variance:.1e} only",
         "all pictures look alike to the encoder",
-        "lower causal.weight; without it, lower optim.lr",
+        f"lower causal.weight{change}; without it, lower optim.lr",
     )]  # fmt: skip
 
 
@@ -194,10 +104,11 @@ def shrunk_beside_twin(variance: float, twin: float) -> list[Finding]:
 
 def hidden_prediction(r2_latents: float, r2_codes: float) -> list[Finding]:
     """Finds a regulariser that is won below the quantisation step, in one run's own numbers."""
+    r2_latents, r2_codes = _predicted(r2_latents), _predicted(r2_codes)
     if r2_latents - r2_codes <= HIDDEN_GAP:
         return []
     return [_hiding(
-        f"R² of the next latent is {r2_latents:.2f} from latents but {max(r2_codes, 0):.2f} from "
+        f"R² of the next latent is {r2_latents:.2f} from latents but {r2_codes:.2f} from "
         "codes, which are all the prior sees",
         "fault" if r2_codes < 0.5 * r2_latents else "watch",
     )]  # fmt: skip
@@ -205,7 +116,8 @@ def hidden_prediction(r2_latents: float, r2_codes: float) -> list[Finding]:
 
 def hidden_beside_twin(measures: Measures, twin: Measures) -> list[Finding]:
     """Finds a regulariser whose gain, over a run without it, is not in the codes."""
-    gain, passed_on = measures.r2_latents - twin.r2_latents, measures.r2_codes - twin.r2_codes
+    gain = _predicted(measures.r2_latents) - _predicted(twin.r2_latents)
+    passed_on = _predicted(measures.r2_codes) - _predicted(twin.r2_codes)
     if gain <= HIDDEN_R2 or passed_on >= 0.25 * gain:
         return []
     return [_hiding(
@@ -250,6 +162,15 @@ def regulariser_share(share: Curve) -> list[Finding]:
     return []
 
 
+def _at_the_end(value: float | None) -> Curve:
+    return [] if value is None else [(0, value)]
+
+
+def _predicted(r2: float) -> float:
+    """The share of variance that is predicted: worse than the mean is none, however much worse."""
+    return max(r2, 0.0)
+
+
 def _shrinkage(seen: str, change: str = "") -> Finding:
     return Finding(
         "latent shrinkage", "fault", seen, "small latents are predicted with small errors",
@@ -261,5 +182,5 @@ def _hiding(seen: str, severity: Severity = "fault") -> Finding:
     return Finding(
         "hidden prediction", severity, seen,
         "the encoder hides the next latent below the quantisation step",
-        "set causal.reads to codes or noisy, or lower causal.weight",
+        "set causal.reads to codes or noisy (of causal.space lookup), or lower causal.weight",
     )  # fmt: skip

@@ -1,12 +1,12 @@
 """Names what is wrong with a tokenizer's training, and what to change, from its numbers alone.
 
-The sibling of ``doctor.py``, which looks at codes and latents; curves and findings are the same.
+The sibling of ``doctor.py``, which looks at codes and latents.
 """
 
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from cartok.tokenizer.doctor import Curve, Finding, early, late, span_of
+from cartok.tokenizer.findings import Curve, Finding, early, late, span_of
 
 DEAD = 1e-8
 """Of a gradient's norm. AdamW adds as much to what it divides by, so that less moves nothing."""
@@ -127,8 +127,11 @@ def critic_wrecks(reconstruction: Curve, start: int, ramp: int) -> list[Finding]
     )]  # fmt: skip
 
 
-def reconstruction_trend(reconstruction: Curve) -> list[Finding]:
-    """Finds a reconstruction that never got better, or got worse again."""
+def reconstruction_trend(reconstruction: Curve, starts_anew: bool = True) -> list[Finding]:
+    """Finds a reconstruction that never got better, or got worse again.
+
+    One that starts from trained weights may have nothing left to gain.
+    """
     tenth = len(reconstruction) // 10
     parts = [reconstruction[at : at + tenth] for at in range(0, len(reconstruction), tenth)]
     least, step = min((median(value for _, value in part), part[-1][0]) for part in parts)
@@ -140,7 +143,7 @@ def reconstruction_trend(reconstruction: Curve) -> list[Finding]:
             "the training is undoing what it had learned",
             "lower optim.lr, or warm up longer (optim.warmup_steps)",
         )]  # fmt: skip
-    if late(reconstruction) > UNMOVED * early(reconstruction):
+    if starts_anew and late(reconstruction) > UNMOVED * early(reconstruction):
         return [Finding(
             "plateau", "fault", f"the reconstruction loss went {span_of(reconstruction)}",
             "pictures are no better than at the start",
