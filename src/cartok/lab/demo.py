@@ -30,7 +30,7 @@ from cartok.recipes.prior import demo as demo_prior
 from cartok.recipes.tokenizer import baseline_demo, causal_demo
 from cartok.scaling.report import closing_table, write_report
 from cartok.tokenizer.cost import Networks, count_flops
-from cartok.tokenizer.doctor import Measures, collapse_of, gaming_of
+from cartok.tokenizer.doctor import collapse_of, gaming_of, measures_of
 from cartok.tokenizer.losses import LossConfig
 from cartok.tokenizer.model import Tokenizer, TokenizerConfig
 from cartok.tokenizer.train import TokenizerRun
@@ -199,7 +199,7 @@ def warnings_of(arms: dict[str, dict[str, Any]]) -> list[str]:
         keys = ("code_usage", "code_perplexity", "latent_variance")
         lines = collapse_of(*(scores[key]["value"] for key in keys))
         found += [f"{name}: {line}" for line in lines]
-    gamed = gaming_of(_measures(arms["causal"]), _measures(arms["baseline"]))
+    gamed = gaming_of(measures_of(arms["causal"]), measures_of(arms["baseline"]))
     return found + [f"causal: {line}" for line in gamed]
 
 
@@ -215,14 +215,6 @@ def inputs_of(
     seen = recipes.prior.loop.steps * recipes.prior.loop.batch
     most = max(inputs.most_tokenised, seen)
     return replace(inputs, probe=PROBE, most_tokenised=most)
-
-
-def _measures(scores: dict[str, Any]) -> Measures:
-    return Measures(
-        latent_variance=scores["latent_variance"]["value"],
-        r2_latents=scores["next_latent_r2"]["value"],
-        r2_codes=scores["probe_r2_quantised"]["value"],
-    )
 
 
 def _closing(out: Path, progress: Progress) -> dict[str, Any]:
