@@ -31,6 +31,14 @@ def test_zero_is_the_zero_code_and_large_latents_are_the_outermost(levels):
         torch.testing.assert_close(codes, wanted - offset)
 
 
+@pytest.mark.parametrize("levels", [(1000,), (1001,), (1024,), (3, 4096)])
+def test_large_latents_are_the_outermost_of_many_levels_too(levels):
+    net = ScalarQuantizer(FSQConfig(levels=levels))
+    found = net(torch.tensor([-50.0, 50.0]).view(2, 1, 1, 1).expand(2, net.dim, 1, 1))
+    assert found.tokens.flatten().tolist() == [0, net.codebook_size - 1]
+    torch.testing.assert_close(found.codes, net.codes_of(found.tokens))
+
+
 def test_the_first_channel_runs_fastest():
     net = ScalarQuantizer(FSQConfig(levels=(5, 4, 3)))
     codes = net.codes_of(torch.tensor([[[0, 1, 5, 20, 59]]]))[0, :, 0].T

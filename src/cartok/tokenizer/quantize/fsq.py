@@ -100,7 +100,9 @@ class ScalarQuantizer(Quantizer):
 
     def _digits(self, entering: Latents) -> Tensor:
         half = self.levels // 2
-        return (entering.detach() * half).round().long() + half
+        digits = (entering.detach() * half).round().long() + half
+        # From 1,001 levels on the room is half a step or more.
+        return digits.clamp_min(0).minimum(self.levels - 1)
 
     def _codes(self, digits: Tensor) -> Codes:
         half = self.levels // 2
