@@ -201,21 +201,36 @@ SHRINKAGE = [
     ("none", "mean", 2.0),
     ("variance", "mean", 2.0),
     ("live", "mean", 0.0),
+    ("auto", "mean", 0.0),
     ("none", "sum", 2.0),
     ("live", "sum", 0.0),
     ("none", "norm", 1.0),
     ("variance", "norm", 1.0),
     ("live", "norm", 0.0),
+    ("auto", "norm", 0.0),
 ]
 
 
 @pytest.mark.parametrize(("scale", "reduction", "reward"), SHRINKAGE)
-def test_only_the_live_scale_takes_the_reward_for_shrinking_away(scale, reduction, reward):
+def test_off_the_sphere_live_and_auto_alone_take_the_reward_for_shrinking_away(
+    scale, reduction, reward
+):
     size = torch.ones((), requires_grad=True)  # c; the last cell follows it, as a prediction would
     predictor = toys.last_cell_predictor(scale=scale, reduction=reduction)
     loss = predictor.regularise(toys.encoded_of(size * toys.some_latents()), 1.0).loss
     (slope,) = torch.autograd.grad(loss, size)
     torch.testing.assert_close(slope / loss, torch.tensor(reward), rtol=1e-4, atol=1e-4)
+
+
+def test_towards_a_detached_target_auto_divides_by_a_constant():
+    gradients = []
+    for scale in ("auto", "variance"):
+        latents = toys.some_latents().requires_grad_()
+        predictor = toys.last_cell_predictor(scale=scale, target="detached")
+        predictor.regularise(toys.encoded_of(latents), 1.0).loss.backward()
+        gradients.append(latents.grad)
+    assert torch.equal(*gradients)
+    assert (gradients[0] != 0).any()
 
 
 @pytest.mark.parametrize("scale", ["auto", "none", "variance", "live"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cartok.core.config import read_config
+from cartok.core.errors import UserError
 from cartok.core.parallel import World
 from cartok.core.run import Run, read_log
 from cartok.recipes.tokenizer import causal_toy
@@ -31,14 +32,19 @@ CONFIGS = {kind: SMALL.get(kind, KINDS[kind][0]()) for kind in KINDS} | {
 }
 
 
-def toy(quantizer: QuantizerConfig, steps=3, accumulate=1) -> TokenizerRun:
+FREE = {name: CONFIGS[name] for name in KINDS if name != "bsq"}  # which is always on the sphere
+FREE["vq"] = VQConfig(codebook_size=32, dim=4, normalise=False, revive_after=5)
+"""Quantizers of latents that have a free scale."""
+
+
+def toy(quantizer: QuantizerConfig, steps=3, accumulate=1, **causal) -> TokenizerRun:
     """causal-toy with another quantizer, without noise and without a critic."""
     run = causal_toy()
     return replace(
         run,
         equal_compute=False,
         evaluations=(),
-        causal=replace(run.causal, reads="latents"),
+        causal=replace(run.causal, **({"reads": "latents"} | causal)),
         losses=replace(run.losses, critic=replace(run.losses.critic, weight=0.0)),
         model=replace(run.model, quantizer=quantizer),
         loop=replace(run.loop, steps=steps, accumulate=accumulate),
@@ -76,10 +82,42 @@ def test_it_trains_and_comes_back_from_its_folder(name, train, pictures):
     assert again.image_of(tokens).shape == image.shape
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FREE)
+def test_latents_of_a_free_scale_and_their_codes_survive_the_regulariser(name, train):
+    job, folder = train(toy(FREE[name], steps=100))
+    assert not job.prepare(next(job.batches(0)), 0).encoded.quantized.on_sphere
+    last = read_log(folder)[-10:]
+    variance, perplexity = (
+        sum(line[f"codec/{value}"] for line in last) / len(last)
+        for value in ("latent_variance", "batch_perplexity")
+    )
+    assert variance > 0.02
+    assert perplexity > 4
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.03])
+def test_the_cross_entropy_of_several_tokens_is_refused_before_a_training_has_a_folder(
+    weight, pictures
+):
+    config = toy(SMALL["residual"], loss="ce", weight=weight)
+    with pytest.raises(UserError, match="one token of a latent") as caught:
+        TokenizerJob(config, pictures, World())
+    assert "\n" not in str(caught.value)
+
+
+def test_under_the_cross_entropy_too_an_error_is_logged_beside_the_quantisations(train):
+    _, folder = train(toy(SMALL["vq"], steps=1, loss="ce", reads="codes"))
+    line = read_log(folder)[-1]
+    assert line["codec/twin_mse"] > 0
+    assert line["codec/quantisation_mse"] > 0
+
+
 @pytest.mark.parametrize("name", ["ema", "residual"])
 def test_a_batch_in_two_parts_moves_codes_like_a_whole_one(name, train):
-    whole, _ = train(toy(CONFIGS[name], steps=4), "whole")
-    parts, _ = train(toy(CONFIGS[name], steps=4, accumulate=2), "parts")
+    # Watching alone: what l2 is divided by off the sphere is each part's own variance.
+    whole, _ = train(toy(CONFIGS[name], steps=4, weight=0.0), "whole")
+    parts, _ = train(toy(CONFIGS[name], steps=4, weight=0.0, accumulate=2), "parts")
     found = parts.tokenizer.quantizer.state_dict()
     for key, value in whole.tokenizer.quantizer.state_dict().items():
         assert (found[key] - value).abs().max() <= 3e-5, key

@@ -90,8 +90,8 @@ class CausalPredictor(nn.Module):
             UserError: loss ``ce`` meets a quantizer that makes several tokens of a latent, or has
                 to sample without ``codes_of``.
         """
-        if self.config.loss == "ce":
-            _refuse_several_tokens(encoded)
+        cells = encoded.quantized.latents[:, 0].numel()
+        refuse_several_tokens(self.config, encoded.quantized.tokens.numel() // cells)
         found = self._latents(encoded)
         latents = scale_gradient(found, weight)
         share = share_of_gradient(found, latents, weight)
@@ -197,7 +197,8 @@ class CausalPredictor(nn.Module):
 
     def _divisor(self, variance: Scalar) -> Scalar:
         """Of the loss's own power: the variance of squares, the deviation of a norm."""
-        variance = (variance if self.config.scale == "live" else variance.detach()).clamp_min(1e-6)
+        variance = variance.detach() if self.config.scale == "variance" else variance
+        variance = variance.clamp_min(1e-6)
         return variance.sqrt() if self.config.reduction == "norm" else variance
 
     def _sized(self, predicted: Sequence, target: Sequence) -> Sequence:
@@ -212,12 +213,16 @@ def _straight_through(latents: Latents, encoded: Encoded) -> Codes:
     return latents + (encoded.quantized.codes - encoded.quantized.latents).detach()
 
 
-def _refuse_several_tokens(encoded: Encoded) -> None:
-    cells, tokens = encoded.quantized.latents[:, 0].numel(), encoded.quantized.tokens.numel()
-    if tokens != cells:
+def refuse_several_tokens(config: CausalConfig, tokens_per_cell: int) -> None:
+    """Refuses a form that does not go with a quantizer.
+
+    Raises:
+        UserError: loss ``ce`` meets a quantizer that makes several tokens of a latent.
+    """
+    if config.loss == "ce" and tokens_per_cell > 1:
         raise UserError(
             f"loss 'ce' predicts one token of a latent, but this quantizer makes "
-            f"{tokens // cells}; set causal.loss to 'l2'"
+            f"{tokens_per_cell}; set causal.loss to 'l2'"
         )
 
 

@@ -11,10 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cartok.core.job import Terms
 from cartok.tokenizer.alignment import AlignmentHead
-from cartok.tokenizer.causal import CausalConfig, CausalPredictor
+from cartok.tokenizer.causal import CausalConfig, CausalPredictor, refuse_several_tokens
 from cartok.tokenizer.critic import AnyCritic
 from cartok.tokenizer.losses import LossConfig, codec_terms, critic_terms
 from cartok.tokenizer.model import Tokenizer, TokenizerConfig
+from cartok.tokenizer.quantize.residual import ResidualVQConfig
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,13 @@ def equal_steps(steps: int, flops: StepFlops, losses: LossConfig) -> int:
 
 
 def channels_read(model: TokenizerConfig, causal: CausalConfig) -> int:
-    """Channels of the latents that the causal predictor reads and predicts."""
+    """Channels of the latents that the causal predictor reads and predicts.
+
+    Raises:
+        UserError: loss ``ce`` meets a quantizer that makes several tokens of a latent.
+    """
+    residual = isinstance(model.quantizer, ResidualVQConfig)
+    refuse_several_tokens(causal, model.quantizer.levels if residual else 1)
     encoder = causal.space == "encoder"
     return model.codec.latent_channels if encoder else model.quantizer.dim
 

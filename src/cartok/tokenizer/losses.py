@@ -118,8 +118,7 @@ def codec_terms(
         watched |= causal.watched
     if twin is not None:
         losses["twin"] = twin.loss
-        assert twin.next_latent_r2 is not None
-        watched["twin_r2"] = twin.next_latent_r2
+        watched |= {f"twin_{name}": twin.watched[f"next_latent_{name}"] for name in ("r2", "mse")}
     if alignment is not None:
         losses["alignment"] = alignment
     return Terms(losses, {name: weights[name] for name in losses}, watched)
