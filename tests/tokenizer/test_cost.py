@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from cartok.frozen import lpips_of
 from cartok.layers import TransformerConfig
 from cartok.recipes.tokenizer import causal_16k
 from cartok.tokenizer.causal import CausalConfig, CausalPredictor
@@ -130,18 +131,20 @@ def test_equal_steps_are_the_most_that_the_budget_pays_for(
         assert found == steps
 
 
-def test_the_papers_recipe_takes_3_to_5_percent_fewer_steps():
+def test_the_papers_recipe_takes_3_percent_fewer_steps():
     run = causal_16k()
+    perceptual = lpips_of(random_weights=True).to("meta")
     with torch.device("meta"):
         tokenizer = Tokenizer(run.model)
         predictor = CausalPredictor(run.causal, run.model.quantizer.dim)
         critic = Critic(run.losses.critic)
-    flops = count_flops(Networks(tokenizer, predictor, critic), run.losses, run.view.size)
-    steps = equal_steps(run.loop.steps, flops, run.losses)
-    # 3.8 % at the width of 1024 that is our reading; the paper rounds to 5 % and takes 380k.
-    assert 380_000 <= steps <= 388_000
+    networks = Networks(tokenizer, predictor, critic, perceptual=perceptual)
+    flops = count_flops(networks, run.losses, run.view.size)
+    # 3.1 % at the width of 1024 that is our reading; the paper says 5 % and takes 380k.
+    assert equal_steps(run.loop.steps, flops, run.losses) == pytest.approx(387_449, abs=100)
+    bare = count_flops(replace(networks, perceptual=None), run.losses, run.view.size)
     # LlamaGen's VQ-16 of 69.2 and 126.4 GMAC forward, and twice that backward; less 5/9 of the
     # four convolutions after an upsampling, which are done in one with it.
     upsampling = 9 * (512**2 * 32**2 + 256**2 * (64**2 + 128**2) + 128**2 * 256**2)
     wanted = 69.2e9 + 126.4e9 - 5 / 9 * upsampling
-    assert flops.codec == pytest.approx(3 * 2 * wanted, rel=0.01)
+    assert bare.codec == pytest.approx(3 * 2 * wanted, rel=0.01)
