@@ -15,10 +15,10 @@ from cartok.lab.inputs import ArmInputs
 from cartok.lab.means import ArmMeans, arm_means, mean_over_sizes, tables_of, warnings_of
 from cartok.lab.plan import cost_of, plan_of
 from cartok.lab.study import StudyLaunch, run_study, runs_of, twins_of
-from cartok.recipes import Recipe
+from cartok.recipes import Recipe, recipe_of
 from cartok.recipes import study as recipes_module
 from cartok.recipes.prior import toy
-from cartok.recipes.study import StudyArm, StudyConfig, adapted
+from cartok.recipes.study import STUDIES, StudyArm, StudyConfig, adapted
 from cartok.recipes.tokenizer import baseline_toy, causal_toy
 
 
@@ -157,6 +157,12 @@ def test_a_twin_differs_in_the_regulariser_alone(trainings):
     assert twins_of(study) == {"lambda-4": "lambda-0", "lambda-1": "lambda-0"}
 
 
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_regularised_arm_of_a_study_has_a_twin(name):
+    study = recipe_of(STUDIES, name)
+    assert twins_of(study).keys() == {a.name for a in study.arms if a.tokenizer.causal.weight}
+
+
 # ------------------------------------------------------------------ its numbers
 
 
@@ -192,6 +198,22 @@ def test_a_score_that_one_seed_lacks_is_no_score_of_the_arm():
     assert set(arm_means(runs)[0].scores) == {"gfd"}
 
 
+def test_a_score_that_was_not_finite_is_missing():
+    def run(arm, seed, variance, rfd):
+        measured = {"latent_variance": score(variance), "next_latent_r2": score(0.5),
+                    "probe_r2_quantised": score(0.5), "rfd": rfd}  # fmt: skip
+        return {"arm": arm, "seed": seed, "status": "finished", "scores": measured}
+
+    runs = [("none", 0, 0.1, score(2.0)), ("wild", 0, 0.1, score(1.0)),
+            ("wild", 1, None, score(None))]  # fmt: skip
+    arms = arm_means([run(*one) for one in runs])
+    assert set(arms[1].scores) == {"next_latent_r2", "probe_r2_quantised"}
+    assert warnings_of(arms, {"wild": "none"}) == []
+    _, first, second = (line.split() for line in tables_of(arms)[0].splitlines())
+    assert first[3:5] == ["2", "-"]  # rFD, and no gFD
+    assert second[3:5] == ["-", "-"]
+
+
 def test_a_regulariser_that_was_won_without_helping_is_named_beside_its_twin():
     def arm(name, r2_latents, r2_codes):
         values = {"latent_variance": 0.1, "next_latent_r2": r2_latents}
@@ -222,8 +244,13 @@ def test_a_table_shows_a_dash_for_what_is_missing_and_why_an_arm_failed():
 
 @pytest.fixture
 def verb(monkeypatch, small_pictures, tmp_path):
-    """A function that starts ``cartok study`` on two toy arms, and gives its exit code."""
-    table = {"small": Recipe("small", lambda: small_study(0, 1))}
+    """A function that starts ``cartok study`` on toy arms, and gives its exit code."""
+    table = {
+        "small": Recipe("small", lambda: small_study(0, 1)),
+        "seeded": Recipe("seeded", lambda: small_study(0, seeds=2)),
+        "half": Recipe("half", lambda: small_study(13, 1)),
+        "failing": Recipe("failing", lambda: small_study(13, 14)),
+    }
     monkeypatch.setattr(recipes_module, "STUDIES", table)
     fixed = ["--data", str(small_pictures), "--out", str(tmp_path / "out"), "--device", "cpu",
              "--at-once", "1"]  # fmt: skip
@@ -238,6 +265,19 @@ def test_the_verb_prints_tables_and_the_file_they_come_from(verb, tmp_path, trai
     found = json.loads((tmp_path / "out" / "study.json").read_text())
     assert len(found["runs"]) == len(trainings) == 4
     assert found["config"]["arms"][0]["tokenizer"]["loop"]["steps"] == 10
+
+
+@pytest.mark.parametrize(("name", "code"), [("half", 0), ("failing", 1)])
+def test_the_exit_code_is_1_if_nothing_has_finished(name, code, verb, trainings, capsys):
+    assert verb(name) == code
+    assert "failed: a loss is not finite" in capsys.readouterr().out
+    assert verb(name) == code  # recorded, and not run again
+    assert len(trainings) == 2
+
+
+def test_without_a_number_of_seeds_a_study_has_its_own(verb, trainings):
+    assert verb("seeded") == 0
+    assert trainings == ["lambda-0-s0", "lambda-0-s1"]
 
 
 def test_a_dry_run_trains_and_writes_nothing(verb, tmp_path, trainings, capsys):

@@ -6,9 +6,9 @@ import pytest
 from cartok.core.config import ConfigError, config_of, dict_of, digest_of
 from cartok.core.errors import UserError
 from cartok.recipes import recipe_of
-from cartok.recipes.prior import demo
+from cartok.recipes.prior import demo, toy
 from cartok.recipes.study import STUDIES, StudyArm, StudyConfig, adapted, size_of
-from cartok.recipes.tokenizer import baseline_demo, causal_demo
+from cartok.recipes.tokenizer import baseline_demo, causal_demo, causal_toy
 from cartok.tokenizer.model import Tokenizer
 
 each = pytest.mark.parametrize("name", STUDIES)
@@ -79,6 +79,7 @@ def test_the_loss_forms_are_those_of_table_4_and_noisy_latents():
         "l2-before": ("latents", "latents", "l2", 4.0),
         "l2-after": ("codes", "codes", "l2", 4.0),
         "ce-after": ("codes", "latents", "ce", 0.03),
+        "drawn-baseline": ("noisy", "latents", "l2", 0.0),
         "larp-style": ("codes", "latents", "ce", 0.03),
         "noisy": ("noisy", "latents", "l2", 1.0),
     }
@@ -89,8 +90,8 @@ def test_larps_style_draws_codes_on_the_sphere_and_samples_half_of_what_it_reads
     assert run.causal.scheduled_sampling == 0.5
     assert run.model.quantizer.temperature == 0.03
     assert run.model.quantizer.normalise
-    others = [other for name, other in arms("loss-forms").items() if name != "larp-style"]
-    assert not any(other.model.quantizer.temperature for other in others)
+    drawing = {name for name, run in arms("loss-forms").items() if run.model.quantizer.temperature}
+    assert drawing == {"larp-style", "drawn-baseline"}
 
 
 def test_the_weights_span_the_papers_range_in_its_own_form():
@@ -148,6 +149,42 @@ def test_a_study_is_taken_to_other_pictures_more_seeds_and_fewer_steps():
     assert {arm.tokenizer.loop.steps for arm in found.arms} == {70}
     assert {prior.loop.steps for prior in found.priors} == {40}
     assert adapted(study("weights")) == study("weights")
+
+
+def test_a_studys_own_seeds_stay_unless_others_are_given():
+    own = replace(study("weights"), seeds=3)
+    assert adapted(own, scale=0.5).seeds == 3
+    assert adapted(own, seeds=1).seeds == 1
+
+
+@pytest.mark.parametrize("scale", [3.0, 0.1, 0.03, 0.01, 0.001])
+def test_at_any_scale_an_arm_ends_at_the_weight_of_its_name(scale):
+    for arm in adapted(study("weights"), scale=scale).arms:
+        last = arm.tokenizer.loop.steps - 1
+        assert arm.name == f"lambda-{arm.tokenizer.causal.weight_at(last):g}"
+
+
+def counted_in_steps(found: StudyConfig) -> list[int]:
+    """Of the first arm and the first prior, all that is."""
+    run, prior = found.arms[0].tokenizer, found.priors[0]
+    critic = run.losses.critic
+    return [run.loop.steps, run.optim.warmup_steps, run.causal.anneal_steps, critic.start,
+            critic.ramp, critic.warm, run.model.quantizer.revive_after,
+            prior.loop.steps, prior.optim.warmup_steps]  # fmt: skip
+
+
+def test_all_that_is_counted_in_steps_keeps_its_share():
+    small = StudyConfig(
+        name="x", arms=(StudyArm(name="a", tokenizer=causal_toy()),), priors=(toy(),)
+    )
+    assert counted_in_steps(small) == [20, 2, 4, 6, 4, 3, 5, 20, 2]
+    assert counted_in_steps(adapted(small, scale=2.0)) == [40, 4, 8, 12, 8, 6, 10, 40, 4]
+    least = counted_in_steps(adapted(small, scale=0.01))
+    assert least == [1, 0, 0, 0, 0, 0, 1, 1, 0]  # codes are still revived
+    never = replace(causal_toy().model.quantizer, revive_after=0)
+    never = replace(causal_toy(), model=replace(causal_toy().model, quantizer=never))
+    small = replace(small, arms=(StudyArm(name="a", tokenizer=never),))
+    assert counted_in_steps(adapted(small, scale=2.0))[6] == 0
 
 
 ARM = StudyArm(name="a", tokenizer=causal_demo())

@@ -1,5 +1,6 @@
 """A study's runs as means with intervals, warnings, and tables for a terminal."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ from scipy.stats import t as student
 
 from cartok.lab.inputs import Scores
 from cartok.scaling.measures import Cell, Interval, shown, span
-from cartok.tokenizer.doctor import Measures, gaming_of
+from cartok.tokenizer.doctor import Measures, gaming_of, measures_of
 
 LEVEL = 0.9
 
@@ -63,7 +64,10 @@ def mean_over_sizes(scores: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def arm_means(runs: list[dict[str, Any]]) -> list[ArmMeans]:
-    """Every arm's means over the seeds that have finished, in the order in which arms appear."""
+    """Every arm's means over the seeds that have finished, in the order in which arms appear.
+
+    A score that a seed lacks, or that was not finite and so is null, is no score of the arm.
+    """
     by_name: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         by_name.setdefault(run["arm"], []).append(run)
@@ -72,7 +76,7 @@ def arm_means(runs: list[dict[str, Any]]) -> list[ArmMeans]:
 
 def warnings_of(arms: list[ArmMeans], twins: dict[str, str]) -> list[str]:
     """Warnings that a regulariser was won without helping, against each arm's weight-0 twin."""
-    known = {arm.name: _measures(arm.scores) for arm in arms if arm.finished}
+    known = _measured(arms)
     return [
         f"{name}: {line}"
         for name, twin in twins.items()
@@ -119,11 +123,15 @@ def _interval(score: dict[str, Any]) -> Interval | None:
 
 
 def _of_one(name: str, runs: list[dict[str, Any]]) -> ArmMeans:
-    finished = [run["scores"] for run in runs if run["status"] == "finished"]
+    finished = [_known(run["scores"]) for run in runs if run["status"] == "finished"]
     failures = [run["reason"] for run in runs if run["status"] == "failed"]
     keys = [key for key in (finished[0] if finished else {}) if all(key in s for s in finished)]
     scores = {key: _mean_over_seeds([scores[key] for scores in finished]) for key in keys}
     return ArmMeans(name, len(finished), failures, scores)
+
+
+def _known(scores: Scores) -> Scores:
+    return {key: score for key, score in scores.items() if score["value"] is not None}
 
 
 def _mean_over_seeds(scores: list[dict[str, Any]]) -> dict[str, Any]:
@@ -149,9 +157,10 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def _measures(scores: Scores) -> Measures:
-    return Measures(
-        latent_variance=scores["latent_variance"]["value"],
-        r2_latents=scores["next_latent_r2"]["value"],
-        r2_codes=scores["probe_r2_quantised"]["value"],
-    )
+def _measured(arms: list[ArmMeans]) -> dict[str, Measures]:
+    """Of every arm that has them."""
+    found = {}
+    for arm in arms:
+        with suppress(KeyError):  # no seed has finished, or a score is missing
+            found[arm.name] = measures_of(arm.scores)
+    return found

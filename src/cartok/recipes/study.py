@@ -5,7 +5,7 @@ The base is the demo's recipe, so that an arm takes minutes; its numbers are not
 
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from cartok.core.config import config
 from cartok.core.errors import UserError
@@ -18,9 +18,12 @@ from cartok.tokenizer.quantize.binary import BSQConfig, LFQConfig
 from cartok.tokenizer.quantize.fsq import FSQConfig
 from cartok.tokenizer.quantize.kinds import QuantizerConfig
 from cartok.tokenizer.quantize.residual import ResidualVQConfig
+from cartok.tokenizer.quantize.vq import VQConfig
 from cartok.tokenizer.train import TokenizerRun
 
 PAPER_WEIGHT = 4.0
+
+R = TypeVar("R", TokenizerRun, PriorRun)
 
 
 @config
@@ -74,41 +77,62 @@ def size_of(prior: PriorRun) -> str:
 
 
 def adapted(
-    study: StudyConfig, *, data: str = "", seeds: int = 1, scale: float = 1.0
+    study: StudyConfig, *, data: str = "", seeds: int | None = None, scale: float = 1.0
 ) -> StudyConfig:
-    """The same study on other pictures, with more seeds, or with ``scale`` times the steps.
+    """The same study on other pictures, with other seeds, or with ``scale`` times the steps.
+
+    All that a training counts in steps is scaled, so that each part of it keeps its share; how
+    often it is logged, saved and evaluated stays.
 
     Raises:
         UserError: a number is too small.
     """
     if scale <= 0:
         raise UserError(f"scale multiplies steps, so it must be above 0, but is {scale:g}")
-
-    def scaled(run: Any) -> Any:
-        return replace(run, loop=replace(run.loop, steps=max(1, round(run.loop.steps * scale))))
-
-    arms = (
-        replace(arm, tokenizer=scaled(replace(arm.tokenizer, data=data or arm.tokenizer.data)))
-        for arm in study.arms
-    )
-    priors = tuple(scaled(prior) for prior in study.priors)
+    arms = (replace(arm, tokenizer=_adapted(arm.tokenizer, data, scale)) for arm in study.arms)
+    priors = tuple(_in_steps(prior, scale) for prior in study.priors)
+    seeds = study.seeds if seeds is None else seeds
     return replace(study, arms=tuple(arms), priors=priors, seeds=seeds)
 
 
+def _in_steps(run: R, scale: float) -> R:
+    """A training of either stage with ``scale`` times the steps, and of its warm-up."""
+    return replace(
+        run,
+        loop=replace(run.loop, steps=max(1, round(run.loop.steps * scale))),
+        optim=replace(run.optim, warmup_steps=round(run.optim.warmup_steps * scale)),
+    )
+
+
+def _adapted(run: TokenizerRun, data: str, scale: float) -> TokenizerRun:
+    critic, quantizer = run.losses.critic, run.model.quantizer
+    start, ramp, warm = (round(n * scale) for n in (critic.start, critic.ramp, critic.warm))
+    critic = replace(critic, start=start, ramp=ramp, warm=warm)
+    if isinstance(quantizer, VQConfig | ResidualVQConfig) and quantizer.revive_after:
+        quantizer = replace(quantizer, revive_after=max(1, round(quantizer.revive_after * scale)))
+    return replace(
+        _with_quantizer(_in_steps(run, scale), quantizer),
+        data=data or run.data,
+        causal=replace(run.causal, anneal_steps=round(run.causal.anneal_steps * scale)),
+        losses=replace(run.losses, critic=critic),
+    )
+
+
 def loss_forms() -> StudyConfig:
-    """What the predictor reads and what its loss is (paper, Table 4), and noisy latents."""
+    """What the predictor reads and what its loss is (paper, Table 4), and noisy latents.
+
+    The form near to LARP draws its codes, so a baseline that draws them stands beside it.
+    """
     likelihood: dict[str, Any] = {"reads": "codes", "loss": "ce", "weight": 0.03}
-    larp = _paper("larp-style", **likelihood, scheduled_sampling=0.5)
-    # LARP's own temperature, and the most that it replaces (its larp_tokenizer.yaml).
-    drawing = replace(larp.tokenizer.model.quantizer, temperature=0.03)
-    larp = replace(larp, tokenizer=_with_quantizer(larp.tokenizer, drawing))
     return _study(
         "loss-forms",
         _baseline(),
         _paper("l2-before"),
         _paper("l2-after", reads="codes", target="codes"),
         _paper("ce-after", **likelihood),
-        larp,
+        _drawing(_baseline(), "drawn-baseline"),
+        # The most that LARP replaces (its larp_tokenizer.yaml).
+        _drawing(_paper("larp-style", **likelihood, scheduled_sampling=0.5), "larp-style"),
         _arm("noisy"),
     )
 
@@ -163,6 +187,12 @@ def quantizers() -> StudyConfig:
 
 def _with_quantizer(run: TokenizerRun, quantizer: QuantizerConfig) -> TokenizerRun:
     return replace(run, model=replace(run.model, quantizer=quantizer))
+
+
+def _drawing(arm: StudyArm, name: str) -> StudyArm:
+    """An arm whose codes are drawn, at LARP's own temperature (its larp_tokenizer.yaml)."""
+    drawing = replace(arm.tokenizer.model.quantizer, temperature=0.03)
+    return StudyArm(name=name, tokenizer=_with_quantizer(arm.tokenizer, drawing))
 
 
 def _baseline() -> StudyArm:

@@ -28,8 +28,8 @@ def demo(arguments: list[str]) -> None:
     run_demo(chosen.config, launch, progress_bar())
 
 
-def study(arguments: list[str]) -> None:
-    """Runs a study, or says what it would cost."""
+def study(arguments: list[str]) -> int:
+    """Runs a study, or says what it would cost; 1 if every run of it has failed."""
     from cartok.lab.means import tables_of
     from cartok.lab.plan import plan_of
     from cartok.lab.study import StudyLaunch, run_study
@@ -45,10 +45,10 @@ def study(arguments: list[str]) -> None:
         """A new folder, or the study's; runs/NAME, if none is given."""
         data: str = ""
         """Pictures; 'photos', if nothing is given."""
-        seeds: int = 1
-        """Runs of every arm."""
+        seeds: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+        """Runs of every arm; the study's own number, if none is given."""
         scale: float = 1.0
-        """Multiplies the steps of every training."""
+        """Multiplies the steps of every training, warm-up and annealing among them."""
         device: str = "auto"
         """auto, cpu, cuda, cuda:N or mps."""
         at_once: int = 0
@@ -65,11 +65,13 @@ def study(arguments: list[str]) -> None:
     out = chosen.out or Path("runs") / chosen.name
     if chosen.dry_run:
         print(plan_of(config, out))
-        return
+        return 0
     launch = StudyLaunch(out=out, device=chosen.device, at_once=chosen.at_once, retry=chosen.retry)
-    for table in tables_of(run_study(config, launch, progress_bar())):
+    arms = run_study(config, launch, progress_bar())
+    for table in tables_of(arms):
         print(f"{table}\n")
     print(out / "study.json")
+    return 0 if any(arm.finished for arm in arms) else 1
 
 
 def train_tokenizer(arguments: list[str]) -> None:
@@ -112,6 +114,7 @@ def train_prior(arguments: list[str]) -> None:
 
 def extract(arguments: list[str]) -> None:
     """Writes token shards."""
+    from cartok.core.precision import Precision
     from cartok.data.views import Kind, View
     from cartok.lab.stages import Launch, run_extract
 
@@ -129,6 +132,8 @@ def extract(arguments: list[str]) -> None:
         """Pixels a side; that of the training, if nothing is given."""
         views: Kind = "flip"
         """Views of each picture; the paper's is ten-crop."""
+        precision: Precision = "fp32"
+        """fp32: tokens do not depend on the device; bf16 is faster on a GPU."""
         device: str = "auto"
         """auto, cpu, cuda, cuda:N or mps."""
         overwrite: bool = False
@@ -139,6 +144,7 @@ def extract(arguments: list[str]) -> None:
     manifest = run_extract(
         chosen.tokenizer, launch, progress_bar(), data=chosen.data,
         view=View(size=chosen.size) if chosen.size else None, kind=chosen.views,
+        precision=chosen.precision,
     )  # fmt: skip
     print(f"{manifest.num('train')} training and {manifest.num('val')} validation pictures, "
           f"{manifest.num_tokens} tokens each: {chosen.out}")  # fmt: skip
