@@ -142,3 +142,21 @@ def test_a_training_asked_to_stop_at_a_batch_it_leaves_out_stops_after_the_next(
     assert load_state(folder / "checkpoints").step == 3
     assert apart(faulty(toy, folder, resume=True)) == [0]
     assert_ended_alike(toy, folder, recovered)
+
+
+def test_a_checkpoint_that_a_stop_adds_forgives_no_batch_left_out_before(toy, apart, tmp_path):
+    """Two before it and two after are four too many since the last checkpoint that was due."""
+    loop = toy.LOOP | {"on_non_finite": "recover", "best": ""}
+
+    def counts_of(name, **strike):
+        folder = tmp_path / name
+        errand = toy.Errand(str(folder), loop, {"spoilt": (16, 20, 28, 32)}, **strike)
+        assert apart(errand) == [0]
+        if strike:
+            assert load_state(folder / "checkpoints").step == 5  # 3 was due
+            assert apart(toy.Errand(str(folder), loop, errand.toy, resume=True)) == [0]
+        record = json.loads((folder / "record.json").read_text())
+        return record["skips"], record["rollbacks"]
+
+    assert counts_of("whole") == (3, 1)
+    assert counts_of("stopped", strike="sample", at=24, signal="SIGTERM") == (3, 1)

@@ -244,7 +244,7 @@ def test_no_more_is_forgiven_than_three_batches_at_a_time_and_one_return(folder,
     story = ""  # s: skipped, b: went back, c: checkpoint, x: stopped
     for is_fault in are_faults:
         if not is_fault:
-            sentinel.settle()
+            sentinel.forgive()
             story += "c"
             continue
         try:

@@ -29,7 +29,8 @@ class LoopConfig:
     save_every: int = 1000
     on_non_finite: Literal["stop", "recover"] = "stop"
     """What follows a loss or a gradient that is NaN or infinite; it never moves a weight. recover:
-    skip the batch, at most 3 between two checkpoints; then go back to the newest, once; stop."""
+    skip the batch, at most 3 between two scheduled checkpoints; then go back to the newest, once;
+    stop."""
     best: str = ""
     """An evaluation's value, lower is better, whose best checkpoint is kept beside the newest."""
     trackers: tuple[TrackerName, ...] = ("tensorboard",)

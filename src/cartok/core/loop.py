@@ -65,7 +65,8 @@ def fit(
     """Trains a job to its end, going on from the run's newest checkpoint if there is one.
 
     SIGTERM saves and returns early. On the CPU a training that was killed at any step and taken up
-    again ends bit-identical to one that was not.
+    again ends bit-identical to one that was not; so does one that SIGTERM stopped, unless under
+    ``recover`` it later goes back to the checkpoint of that moment, which the other has not.
 
     Raises:
         NonFiniteError: before the weights move, if the config or the sentinel's budget says so;
@@ -109,8 +110,11 @@ class _Fit:
                 self.report(step, reading)
                 improved = self.evaluate(step)
                 last = step == self.config.steps
-                if improved or last or reading.is_stopping or step % self.config.save_every == 0:
+                if improved or last or step % self.config.save_every == 0:
+                    self.sentinel.forgive()
                     self.save(step, improved)
+                elif reading.is_stopping:  # a checkpoint more than planned forgives nothing
+                    self.save(step, is_best=False)
                 if reading.is_stopping:
                     break
         finished = step == self.config.steps
@@ -220,6 +224,7 @@ class _Fit:
         state = TrainingState(step, tensors, finite({
             "seconds": self.seconds, "stalled": self.stalled, "best": self.best,
             "values": self.values, "drawn": self.drawn, "counts": self.sentinel.counts,
+            "skips_since": self.sentinel.skips_since,
         }))  # fmt: skip
         if self.world.is_main:
             save_state(self.run.checkpoints, state, is_best=is_best)
@@ -232,6 +237,7 @@ class _Fit:
             return 0
         self.seconds, self.stalled = state.values["seconds"], state.values["stalled"]
         self.drawn, self.sentinel.counts = state.values["drawn"], state.values["counts"]
+        self.sentinel.skips_since = state.values.get("skips_since", 0)  # older ones do not say
         return self.put_back(state)
 
     def put_back(self, state: TrainingState) -> int:

@@ -1,9 +1,10 @@
 """What follows a step that is not finite: skip the batch, go back, or stop, alike on all ranks.
 
 The step itself has moved nothing by then, under either policy. Under ``recover`` the training goes
-on with the next batch, at most ``MOST_SKIPS`` times since the last checkpoint or rollback; the next
-time it goes back to the newest checkpoint, at most ``MOST_ROLLBACKS`` times in a training, and on
-from there with batches not yet drawn; after that, or without a checkpoint, it stops.
+on with the next batch, at most ``MOST_SKIPS`` times since the last scheduled checkpoint or
+rollback; the next time it goes back to the newest checkpoint, at most ``MOST_ROLLBACKS`` times in a
+training, and on from there with batches not yet drawn; after that, or without a checkpoint, it
+stops.
 """
 
 from typing import NoReturn
@@ -24,7 +25,8 @@ class Sentinel:
         self._config, self._run = config, run
         self.counts = {"skips": 0, "rollbacks": 0}
         """Of the whole training; saved with it."""
-        self._skips_since = 0
+        self.skips_since = 0
+        """Since the last scheduled checkpoint or rollback; saved, too."""
 
     def answer(self, fault: Fault) -> TrainingState | None:
         """The state to go back to, or ``None`` if the batch is just skipped.
@@ -33,21 +35,24 @@ class Sentinel:
             NonFiniteError: neither is allowed; ``fault.md`` in the run's folder tells more.
         """
         recovers = self._config.on_non_finite == "recover"
-        if recovers and self._skips_since < MOST_SKIPS:
-            self._skips_since += 1
+        if recovers and self.skips_since < MOST_SKIPS:
+            self.skips_since += 1
             self.counts["skips"] += 1
             return None
         can_go_back = recovers and self.counts["rollbacks"] < MOST_ROLLBACKS
         state = load_state(self._run.checkpoints) if can_go_back else None
         if state is None:
             self._stop(fault)
-        self._skips_since = 0
+        self.skips_since = 0
         self.counts["rollbacks"] += 1
         return state
 
+    def forgive(self) -> None:
+        """A scheduled checkpoint follows: as many batches may be skipped again."""
+        self.skips_since = 0
+
     def settle(self) -> None:
-        """A checkpoint was saved: batches may be skipped again, and an old fault's page goes."""
-        self._skips_since = 0
+        """A checkpoint was saved: an old fault's page goes."""
         if self._run.world.is_main:
             remove_fault(self._run.folder)
 
