@@ -8,6 +8,7 @@ from PIL import Image
 
 from cartok.core.errors import UserError
 from cartok.core.shapes import pixels_of
+from cartok.data import batches
 from cartok.data.batches import all_images, image_batches
 from cartok.data.images import open_pictures
 from cartok.data.stores import FolderStore
@@ -102,6 +103,16 @@ def test_a_worker_that_dies_raises(pictures):
     pictures.store.armed = True
     with pytest.raises(UserError, match="data workers must live, but one died"):
         some(pictures, 40, workers=1)
+
+
+def test_a_worker_that_dies_is_told_alike_where_a_thread_pins_what_it_sends(pictures, monkeypatch):
+    def started(loader):
+        raise RuntimeError("Pin memory thread exited unexpectedly")
+        yield
+
+    monkeypatch.setattr(batches, "_started", started)
+    with pytest.raises(UserError, match="data workers must live, but one died"):
+        some(pictures, 1, workers=1)
 
 
 def test_a_workers_complaint_comes_as_one_line(pictures):

@@ -64,6 +64,16 @@ def test_weights_are_fetched_once_and_kept_where_torch_hub_keeps_its_own(publish
     assert same(read_weights(published))
 
 
+def test_a_download_says_what_it_fetches_how_much_and_where_to(published, hub, caplog):
+    big = dataclasses.replace(published, name="a large net")
+    find(big)
+    size = (hub / "net.pth").stat().st_size
+    said = f"fetching a large net ({size / 1e6:,.0f} MB) to {hub / 'net.pth'}"
+    assert [record.getMessage() for record in caplog.records] == [said]
+    find(big)  # kept by now
+    assert len(caplog.records) == 1
+
+
 def test_what_is_fetched_is_kept_only_if_it_is_the_published_file(published, hub, unloadable):
     with pytest.raises(UserError, match=f"must have sha256 {'0' * 16}…") as error:
         read_weights(dataclasses.replace(published, sha256="0" * 64))

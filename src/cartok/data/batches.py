@@ -102,6 +102,10 @@ def all_images(pictures: Pictures, view: View, batch: int) -> Iterator[Batch]:
             )
 
 
+_DEATHS = ("DataLoader worker", "Pin memory thread exited")
+"""How torch begins to say that a worker died; with ``pinned``, what read from it dies of that."""
+
+
 class _Maker(Dataset):
     """Turns requests, lists of samples, into batches; ``seed`` None means central views."""
 
@@ -188,7 +192,7 @@ def _context() -> str:
 
 def _explained(error: Exception) -> Exception:
     """The user's error if a worker died: torch says so, or its last batch cannot be fetched."""
-    if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+    if isinstance(error, RuntimeError) and not str(error).startswith(_DEATHS):
         return error
     reason = (str(error) or type(error).__name__).splitlines()[0]
     return UserError(

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cartok.core.errors import UserError
+from cartok.core.errors import UserError, warn
 from cartok.core.files import staged
 
 
@@ -162,6 +162,9 @@ def _fetched(weights: Weights, path: Path) -> Path:
     try:
         with staged(path) as temporary:
             with urlopen(request, timeout=30) as answer, open(temporary, "wb") as file:
+                size = answer.headers.get("Content-Length")
+                much = f" ({int(size) / 1e6:,.0f} MB)" if size else ""
+                warn(f"fetching {weights.name}{much} to {path}")
                 shutil.copyfileobj(answer, file, 1 << 20)
             _checked(temporary, weights, f"{weights.source} sent something else; try again later")
     except (OSError, HTTPException) as error:

@@ -53,7 +53,7 @@ def with_recipe(
     if not path and not name and {"-h", "--help"} & set(arguments):
         name = next(iter(table))
     if bool(path) == bool(name):
-        got = f"both {name} and {path}" if name else "neither"
+        got = f"both {name} and {path}; give one" if name else "neither; a recipe comes first"
         raise UserError(
             f"{verb} needs a recipe or --config FILE, but got {got}; see cartok recipes"
         )
