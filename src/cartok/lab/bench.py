@@ -24,7 +24,7 @@ from cartok.core.run import provenance
 from cartok.core.shapes import Pixels, image_of_pixels
 from cartok.lab.anatomy import anatomy_of, kernels_of_a_step
 from cartok.lab.goals import Goal, Number, goals_at
-from cartok.lab.growth import HEAD, Grown, grown, growth_of
+from cartok.lab.growth import HEAD, Grown, TooLarge, grown, growth_of
 from cartok.lab.steps import REGULARISER, Pace, Timed, all_at_once, job_of, noise, time_steps
 from cartok.lab.timing import Ceilings, ceilings_of, enough_memory, forget_peak, peak_of, seconds_of
 from cartok.recipes import recipe_of
@@ -37,7 +37,7 @@ Say = Callable[[str], None]
 """Takes a line for people as soon as it is known."""
 
 GIB = 2**30
-_TINY_BATCH, _TINY_SIZE = 4, 32
+_TINY_SIZE = 32
 _ROUNDS = 2  # in which the variants of a step take turns, so that a drifting clock favours none
 
 
@@ -58,8 +58,8 @@ class BenchConfig:
     growth: bool = False
     """Also train at 1.25 and 1.5 times the side, and with a 16th and 8 times the codes."""
     tiny: bool = False
-    """Four pictures of 32 pixels and a codec of a few channels: shows on any device that all of it
-    runs; its numbers mean nothing."""
+    """Pictures of 32 pixels, four at once unless you say how many, and a codec of a few channels:
+    shows on any device that all of it runs; its numbers mean nothing."""
 
     def __post_init__(self):
         if min(self.batch, self.inference_batch) < 1 or self.recompute_levels < 0:
@@ -67,6 +67,11 @@ class BenchConfig:
                 "batch and inference_batch are 1 or more, recompute_levels 0 or more: "
                 f"{self.batch}, {self.inference_batch}, {self.recompute_levels}"
             )
+
+
+def usual_bench(tiny: bool) -> BenchConfig:
+    """What is measured where nothing else is asked for."""
+    return BenchConfig(tiny=True, batch=4, inference_batch=4) if tiny else BenchConfig()
 
 
 def bench_tokenizer(
@@ -81,7 +86,6 @@ def bench_tokenizer(
         UserError: there is no such recipe; its weights are missing; the device has too little
             memory, or is no GPU and the bench not ``tiny``.
     """
-    bench = _shrunk(bench) if bench.tiny else bench
     precision: Precision = "bf16" if world.device.type == "cuda" else "fp32"
     run = run_of(bench, world.device, precision)
     if world.device.type != "cuda" and not bench.tiny:
@@ -222,9 +226,10 @@ class _Bench:
         """What the regulariser adds to a step that has none, and its twin's part of that."""
         for name, timed in times.items():
             self.add(f"training.step_{name}", timed.seconds * 1000, "ms")
+        bare = times.get("without_regulariser", whole).seconds
+        self.add("training.speed_without_regulariser", self.bench.batch / bare, "images/s")
         if "without_regulariser" not in times:
             return
-        bare = times["without_regulariser"].seconds
         self.add("regulariser.overhead", 100 * (whole.seconds - bare) / bare, "%")
         if "without_twin" in times:
             twin = whole.seconds - times["without_twin"].seconds
@@ -263,7 +268,7 @@ class _Bench:
         self.add("together.memory", timed.peak.allocated / GIB, "GiB")
         self.add("together.speedup", speed / alone, "x one rank")
 
-    def growth(self, first: Grown) -> list[Grown]:
+    def growth(self, first: Grown) -> list[Grown | TooLarge]:
         self.say(HEAD)
         self.say(first.row)
         is_random = self.bench.perceptual == "random-vgg"
@@ -293,10 +298,6 @@ def inference_flops(tokenizer: Tokenizer, size: int) -> dict[str, float]:
         shapes.decode(encoded.quantized.codes)
     counters = {"encode": encoding, "decode": decoding}
     return {name: float(counter.get_total_flops()) for name, counter in counters.items()}
-
-
-def _shrunk(bench: BenchConfig) -> BenchConfig:
-    return replace(bench, batch=_TINY_BATCH, inference_batch=_TINY_BATCH)
 
 
 def _fewer(option: str, num: int) -> str:

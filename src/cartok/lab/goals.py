@@ -2,7 +2,8 @@
 
 Both were set on one H100 80GB. The peer is LlamaGen, run by its own scripts in bfloat16 with torch
 2.11: its VQ-16 is the network that our 16k recipes train, its training step theirs without the
-regulariser, at batch 32, since 64 do not fit.
+regulariser, at batch 32, since 64 do not fit. So it is held against that step alone, and the target
+against the step with the regulariser too.
 """
 
 from dataclasses import asdict, dataclass
@@ -27,7 +28,8 @@ class Goal:
 
 
 GOALS = {
-    "training.speed": Goal(target=280.0, peer=70.5),
+    "training.speed": Goal(target=280.0),
+    "training.speed_without_regulariser": Goal(target=280.0, peer=70.5),
     "training.memory": Goal(target=60.0, peer=67.1, better="lower"),
     "regulariser.overhead": Goal(target=5.0, better="lower"),
     "encode.speed": Goal(target=2000.0, peer=634.0),

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
+import torch
+
 from cartok.core.parallel import World
 from cartok.lab.steps import Pace, Timed, job_of, noise, time_steps
-from cartok.lab.timing import enough_memory
+from cartok.tokenizer.model import Tokenizer
 from cartok.tokenizer.setup import TokenizerRun
 from cartok.tokenizer.train import TokenizerJob
 
@@ -40,18 +42,33 @@ class Grown:
         )
 
 
+@dataclass(frozen=True)
+class TooLarge:
+    """One size whose batch the device's memory does not hold."""
+
+    pixels: int
+    tokens: int
+    codes: int
+    batch: int
+    fault: str = "out of memory"
+
+    @property
+    def row(self) -> str:
+        """A line under ``HEAD``."""
+        return f"{self.pixels:>6}  {self.tokens:>6}  {self.codes:>6}  {self.batch:>5}  {self.fault}"
+
+
 def grown(job: TokenizerJob, batch: int, timed: Timed) -> Grown:
     """A row, of a job whose steps have been timed."""
-    size = job.config.view.size
-    rows, places = job.tokenizer.grid_of(size, size)
+    tokens = _tokens_of(job.tokenizer, job.config)
     speed = batch / timed.seconds
     return Grown(
-        pixels=size,
-        tokens=rows * places,
+        pixels=job.config.view.size,
+        tokens=tokens,
         codes=job.tokenizer.codebook_size,
         batch=batch,
         images_per_second=speed,
-        tokens_per_second=speed * rows * places,
+        tokens_per_second=speed * tokens,
         memory_gib=timed.peak.allocated / GIB,
         tflops_per_second=speed * job.flops.of(1, job.config.losses) / 1e12,
     )
@@ -59,21 +76,32 @@ def grown(job: TokenizerJob, batch: int, timed: Timed) -> Grown:
 
 def growth_of(
     run: TokenizerRun, world: World, pace: Pace, random_vgg: bool, say: Callable[[str], None]
-) -> list[Grown]:
+) -> list[Grown | TooLarge]:
     """Trains at 1.25 and 1.5 times the side, and with a 16th and 8 times the codes; a job each.
 
     A batch of larger pictures has as many pixels as ``run.loop.batch`` of the usual size, at most.
     """
     found = []
     for bigger in grown_runs(run):
-        batch, size = bigger.loop.batch, bigger.view.size
-        with enough_memory(batch, "leave --growth out, or lower --batch"):
-            job = job_of(bigger, world, random_vgg)
-            timed = time_steps(job, noise(batch, size, world.device), pace)
-        found.append(grown(job, batch, timed))
+        found.append(_row(bigger, world, pace, random_vgg))
         say(found[-1].row)
-        del job
     return found
+
+
+def _row(run: TokenizerRun, world: World, pace: Pace, random_vgg: bool) -> Grown | TooLarge:
+    batch, size = run.loop.batch, run.view.size
+    try:
+        job = job_of(run, world, random_vgg)
+        return grown(job, batch, time_steps(job, noise(batch, size, world.device), pace))
+    except torch.OutOfMemoryError:  # what was measured before must not be lost
+        with torch.device("meta"):
+            shapes = Tokenizer(run.model)
+        return TooLarge(size, _tokens_of(shapes, run), shapes.codebook_size, batch)
+
+
+def _tokens_of(tokenizer: Tokenizer, run: TokenizerRun) -> int:
+    rows, places = tokenizer.grid_of(run.view.size, run.view.size)
+    return rows * places
 
 
 def grown_runs(run: TokenizerRun) -> Iterator[TokenizerRun]:

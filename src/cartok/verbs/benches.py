@@ -26,7 +26,7 @@ def bench(arguments: list[str]) -> None:
 def _tokenizer(arguments: list[str]) -> None:
     from cartok.core.files import refuse_unwritable, write_json
     from cartok.core.parallel import World
-    from cartok.lab.bench import BenchConfig, bench_tokenizer
+    from cartok.lab.bench import BenchConfig, bench_tokenizer, usual_bench
 
     @dataclass(frozen=True)
     class BenchTokenizer:
@@ -40,7 +40,8 @@ def _tokenizer(arguments: list[str]) -> None:
         json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
         """Also write every number, and what made it, to this file."""
 
-    chosen = parse(BenchTokenizer, arguments, "bench tokenizer")
+    default = BenchTokenizer(usual_bench(tiny="--tiny" in arguments))
+    chosen = parse(BenchTokenizer, arguments, "bench tokenizer", default)
     for path in filter(None, (chosen.json, chosen.profile)):
         refuse_unwritable(path)
     world = World.join(chosen.device)
@@ -49,7 +50,9 @@ def _tokenizer(arguments: list[str]) -> None:
         if world.is_main:
             print(line, flush=True)
 
-    found = bench_tokenizer(chosen.config, world, say, chosen.profile)
-    if chosen.json is not None and world.is_main:
-        write_json(chosen.json, found)
-    world.leave()
+    try:
+        found = bench_tokenizer(chosen.config, world, say, chosen.profile)
+        if chosen.json is not None and world.is_main:
+            write_json(chosen.json, found)
+    finally:
+        world.leave()
