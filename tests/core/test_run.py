@@ -16,7 +16,14 @@ from cartok.core import run as run_module
 from cartok.core.config import config, digest_of
 from cartok.core.errors import UserError
 from cartok.core.parallel import World
-from cartok.core.run import Run, curves_of, peak_memory_bytes, provenance, read_log
+from cartok.core.run import (
+    Run,
+    curves_of,
+    peak_memory_bytes,
+    provenance,
+    read_log,
+    refuse_occupied,
+)
 
 
 @config
@@ -67,6 +74,21 @@ def test_a_folder_that_holds_files_is_refused_and_left_alone(tmp_path):
     assert "--out must be new or empty" in refusal_of(tmp_path)
     assert "holds files but no run" in refusal_of(tmp_path, resume=True)
     assert "holds files but no run" in refusal_of(tmp_path, overwrite=True)
+    assert content(tmp_path) == before
+
+
+def test_what_will_be_refused_can_be_known_before_anything_is_made(tmp_path):
+    asked = Run(tmp_path / "new", "toy", RunConfig())
+    refuse_occupied(asked)
+    assert not asked.folder.exists()
+    opened(tmp_path / "new")
+    before = content(tmp_path)
+    with pytest.raises(UserError, match="give --resume to go on"):
+        refuse_occupied(asked)
+    refuse_occupied(asked, resume=True)
+    refuse_occupied(asked, overwrite=True)
+    with pytest.raises(UserError, match="steps was 10 there and is 11 now"):
+        refuse_occupied(Run(asked.folder, "toy", RunConfig(steps=11)), resume=True)
     assert content(tmp_path) == before
 
 

@@ -10,6 +10,8 @@ from PIL import Image
 from cartok import Prior, Sampler, Tokenizer
 from cartok.__main__ import main
 from cartok.core.shapes import pixels_of
+from cartok.data.tokens import open_tokens
+from cartok.lab import stages
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +179,31 @@ def test_what_a_training_refuses_leaves_no_folder_behind(small_pictures, tmp_pat
     assert main(arguments) == 2
     assert "nothing" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [([], "give --resume to go on"), (["--resume", "--seed", "3"], "seed was 0 there and is 3")],
+)
+def test_a_folder_that_will_not_do_is_refused_before_a_picture_is_looked_at(
+    story, small_pictures, capsys, monkeypatch, arguments, said
+):
+    monkeypatch.setattr(stages, "open_splits", lambda *_, **__: pytest.fail("pictures were read"))
+    code = main(["train-tokenizer", "causal-toy", "--data", str(small_pictures), "--device", "cpu",
+                 "--out", str(story / "tokenizer"), *arguments])  # fmt: skip
+    assert code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_tokens_can_be_made_in_bf16(story, tmp_path):
+    code = main(["extract", "--tokenizer", str(story / "tokenizer"), "--device", "cpu",
+                 "--precision", "bf16", "--out", str(tmp_path / "bf16")])  # fmt: skip
+    assert code == 0
+    plain, short = (
+        open_tokens(folder, "train") for folder in (story / "tokens", tmp_path / "bf16")
+    )
+    assert len(plain) == len(short)
+    assert not all(torch.equal(plain[index], short[index]) for index in range(len(plain)))
 
 
 def test_a_collapsed_codebook_ends_in_a_warning(small_pictures, tmp_path, capsys):

@@ -1,12 +1,21 @@
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
 from cartok.core.config import ConfigError
+from cartok.core.loop import fit
+from cartok.core.parallel import World
+from cartok.core.run import Run, read_log
 from cartok.frozen import Frozen, TokenFeatures
+from cartok.recipes.tokenizer import aligned_16k, causal_toy, dino_critic_16k
 from cartok.tokenizer.alignment import AlignmentConfig, AlignmentHead, on_grid
+from cartok.tokenizer.train import TokenizerJob
 
 WIDTH = 6
 
@@ -127,6 +136,51 @@ def test_under_bf16_the_loss_is_float32_and_that_of_float32_but_for_the_projecto
 def test_features_with_something_to_save_are_refused():
     with pytest.raises(AssertionError, match="nothing that is saved"):
         AlignmentHead(AlignmentConfig(), nn.Linear(2, 2), 4, 2)
+
+
+# ------------------------------------------------------------------ recipes
+
+
+@pytest.fixture(scope="module")
+def dino_weights(tmp_path_factory):
+    """A file of DINOv2's shapes and of random numbers."""
+    timm = pytest.importorskip("timm")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
+    path = tmp_path_factory.mktemp("dino") / "model.safetensors"
+    save_file(network.state_dict(), path)
+    return str(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "learns", "terms"),
+    [
+        (aligned_16k, "alignment", {"codec/alignment", "gradient/alignment"}),
+        (dino_critic_16k, "critic", {"codec/critic", "critic/hinge", "critic/lecam"}),
+    ],
+)
+def test_the_recipes_that_look_through_dino_train(
+    recipe, learns, terms, dino_weights, pictures, tmp_path
+):
+    toy, wanted = causal_toy(), recipe().losses
+    critic = replace(wanted.critic, channels=8, layers=2, start=1, ramp=0, warm=1)
+    losses = replace(wanted, perceptual=0.0, critic=critic, dino_weights=dino_weights)
+    loop = replace(toy.loop, steps=3, precision="bf16")
+    run = replace(toy, losses=losses, loop=loop, equal_compute=False)
+    job = TokenizerJob(run, pictures, World())
+    start = {key: value.clone() for key, value in job.modules[learns].state_dict().items()}
+    assert not any("features" in key for key in start)  # DINO is neither saved nor moved
+    outcome = fit(job, loop, Run.open(tmp_path / "run", run, kind="tokenizer"))
+    assert outcome.finished
+    now = job.modules[learns].state_dict()
+    assert not any(torch.equal(start[key], now[key]) for key in start if key.endswith("weight"))
+    last = read_log(tmp_path / "run")[-1]
+    assert all(math.isfinite(last[term]) and last[term] != 0 for term in terms)
+    plain = TokenizerJob(replace(toy, equal_compute=False), pictures, World())
+    counted = {"alignment": "codec", "critic": "critic"}[learns]
+    assert getattr(job.flops, counted) > 10 * getattr(plain.flops, counted)
 
 
 # ------------------------------------------------------------------ grids

@@ -1,4 +1,4 @@
-"""What torch.compile fuses; nothing is compiled here, which would take a minute."""
+"""What torch.compile fuses, and, without fusing it, that it can read all of that."""
 
 from dataclasses import replace
 
@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from cartok.core.config import config_of, dict_of
+from cartok.core.loop import fit
 from cartok.core.parallel import World
+from cartok.core.run import Run, read_log
 from cartok.recipes.tokenizer import causal_16k, causal_toy
 from cartok.tokenizer.train import TokenizerJob, TokenizerRun
 
@@ -51,6 +53,29 @@ def test_to_compile_changes_neither_the_start_nor_the_names_of_weights(compiled,
         mine, theirs = module.state_dict(), other.modules[name].state_dict()
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch reads it itself
+def test_compiled_parts_train_as_plain_ones_do(pictures, tmp_path, monkeypatch):
+    """Traced and differentiated as on a GPU; what is traced then runs as it is."""
+    plain = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: plain(self, backend="aot_eager"))
+    run = causal_toy()
+    critic = replace(run.losses.critic, start=0, ramp=0, weighting="adaptive", lecam=0.1)
+    run = replace(run, losses=replace(run.losses, critic=critic), equal_compute=False)
+
+    def train(asked: bool) -> list[dict[str, float]]:
+        config = replace(run, compile=asked, loop=replace(run.loop, steps=3))
+        folder = tmp_path / str(asked)
+        job = TokenizerJob(config, pictures, World())
+        fit(job, config.loop, Run.open(folder, config, kind="tokenizer"))
+        return read_log(folder)
+
+    torch.compiler.reset()
+    for mine, wanted in zip(train(True), train(False), strict=True):
+        losses = {k: v for k, v in wanted.items() if not k.startswith("speed/")}
+        assert {k: mine[k] for k in losses} == pytest.approx(losses, rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize(

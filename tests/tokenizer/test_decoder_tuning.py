@@ -1,5 +1,6 @@
 """A decoder is tuned later; tokens, and priors that learned them, go on as they are."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from cartok.core.config import ConfigError
 from cartok.core.errors import UserError
 from cartok.core.loop import fit
 from cartok.core.parallel import World
+from cartok.core.precision import computing_in
 from cartok.core.run import Run, read_log
 from cartok.data.batches import all_images
 from cartok.data.tokens import open_tokens
@@ -75,8 +77,8 @@ def tune(pictures, tmp_path):
     """A function that trains a decoder to the end and returns job and run."""
 
     def tune(config: TokenizerRun, name="tuned", **given) -> tuple[TokenizerJob, Run]:
-        job = TokenizerJob(config, pictures, World())
         run = Run.open(tmp_path / name, config, kind="tokenizer", resume=True)
+        job = TokenizerJob(config, pictures, World(), run.checkpoints)
         assert train_tokenizer(job, run, **given).finished
         return job, run
 
@@ -162,6 +164,47 @@ def test_a_tuning_that_died_goes_on_to_the_same_end(kept, tune):
         tune(config, "struck", tick=strike)
     again, _ = tune(config, "struck")
     assert unequal(again.tokenizer.state_dict(), whole.tokenizer.state_dict()) == []
+
+
+@pytest.mark.parametrize(("trains", "fate"), [("all", "gone"), ("decoder", "trained on")])
+def test_a_training_that_died_goes_on_whatever_became_of_where_it_started(
+    kept, tune, tmp_path, picture_folder, trains, fate
+):
+    _, source = kept()
+    config = replace(tuning(source), trains=trains, data=str(picture_folder), evaluations=())
+    whole, _ = tune(config)
+
+    def strike(done: int, words: str) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(config, "struck", tick=strike)
+    shutil.rmtree(source)
+    if fate == "trained on":
+        Tokenizer(model_of()).save(tmp_path / "kept" / "model")
+    assert main(["resume", str(tmp_path / "struck"), "--device", "cpu"]) == 0
+    again = Tokenizer.from_pretrained(tmp_path / "struck")
+    assert unequal(again.state_dict(), whole.tokenizer.state_dict()) == []
+
+
+def test_a_training_that_died_before_it_saved_needs_where_it_started(kept, pictures, tmp_path):
+    _, source = kept()
+    shutil.rmtree(source)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="kept does not exist"):
+        TokenizerJob(tuning(source), pictures, World(), tmp_path / "checkpoints")
+
+
+def test_in_bf16_the_decoder_learns_the_tokens_of_float32(kept, pictures):
+    _, source = kept()
+    job = TokenizerJob(tuning(source, precision="bf16"), pictures, World())
+    batch = next(job.batches(0))
+    with computing_in("bf16", job.world.device):
+        forward = job.prepare(batch, 0)
+    assert forward.encoded.projected.dtype == torch.float32
+    assert torch.equal(forward.encoded.quantized.tokens, job.tokenizer.tokens_of(batch.image))
+    assert forward.reconstruction.dtype == torch.bfloat16
 
 
 def test_an_encoder_that_moved_all_the_same_is_noticed(kept, pictures):

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from cartok.core.errors import UserError
+from cartok.core.precision import computing_in
 from cartok.core.progress import Progress
 from cartok.core.shapes import image_of_pixels
 from cartok.data.batches import all_images
@@ -88,6 +89,23 @@ def test_the_shards_do_not_depend_on_the_batch_size(tokenizer, splits, tmp_path,
         tokenizer, splits, tmp_path / "b", source="", view=VIEW, kind="flip", batch=batch
     )
     assert parts == whole  # with the hashes of all files
+
+
+def test_tokens_are_those_of_float32_unless_bf16_is_asked_for(tokenizer, splits, tmp_path):
+    found = {}
+    (everything,) = all_images(splits["train"], VIEW, batch=100)
+    for precision in ("fp32", "bf16"):
+        folder = tmp_path / precision
+        made = extract(
+            tokenizer, splits, folder, source="", view=VIEW, kind="center", precision=precision
+        )
+        assert made.precision == precision
+        shards = open_tokens(folder, "train")
+        found[precision] = torch.cat([shards[index] for index in range(len(shards))])
+        with computing_in(precision, torch.device("cpu")):
+            wanted = sequences(tokenizer, everything.image)
+        assert torch.equal(found[precision], wanted)
+    assert not torch.equal(found["fp32"], found["bf16"])
 
 
 def test_a_picture_that_cannot_be_decoded_has_no_row_of_tokens(tokenizer, tmp_path):

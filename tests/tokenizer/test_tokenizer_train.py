@@ -398,5 +398,15 @@ def test_sizes_that_cannot_work_are_refused(change, words):
     assert "\n" not in str(caught.value)
 
 
+def test_lpips_needs_pictures_that_it_can_halve_four_times():
+    losses = replace(causal_toy().losses, perceptual=1.0, perceptual_network="lpips-vgg",
+                     critic=CriticConfig(weight=0.0))  # fmt: skip
+    with pytest.raises(ConfigError, match=r"view\.size must be 16 or more, but is 12"):
+        replace(causal_toy(), losses=losses, view=View(size=12))
+    assert replace(causal_toy(), losses=losses, view=View(size=16)).view.size == 16
+    silent = replace(losses, perceptual=0.0)
+    assert replace(causal_toy(), losses=silent, view=View(size=12)).view.size == 12
+
+
 def test_the_smallest_pictures_a_critic_takes_do_work(train):
     assert train(toy(8, view=View(size=12))).outcome.finished

@@ -72,14 +72,9 @@ class Run:
                 it resumes another config; it would overwrite something that is no run; it cannot
                 be written to.
         """
-        folder, world = Path(folder), world or World()
-        run = cls(folder=folder, kind=kind, config=config, world=world)
-        # One rank looks and makes, since to the others the folder it has made would not be empty.
-        refused = ""
-        if world.is_main:
-            refused = _refusal(run, resume, overwrite) or _made(run, overwrite)
-        if world.any(bool(refused)):
-            raise UserError(refused or f"the main rank refused {folder}")
+        run = cls(folder=Path(folder), kind=kind, config=config, world=world or World())
+        refuse_occupied(run, resume=resume, overwrite=overwrite)
+        _raise_on_all(run, _made(run, overwrite) if run.world.is_main else "")
         return run
 
     @property
@@ -143,6 +138,18 @@ class Run:
         return record
 
 
+def refuse_occupied(run: Run, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Refuses a folder that ``Run.open`` would refuse for what it holds; makes and reads no more.
+
+    For those who must know before they build what takes long. Alike on all ranks.
+
+    Raises:
+        UserError: as ``Run.open``.
+    """
+    # One rank looks, since to the others a folder that it makes next would not be empty.
+    _raise_on_all(run, _refusal(run, resume, overwrite) if run.world.is_main else "")
+
+
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's log; a last line cut short by a kill is left out."""
     path = Path(folder) / "log.jsonl"
@@ -189,6 +196,11 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kibibytes but on macOS
+
+
+def _raise_on_all(run: Run, refused: str) -> None:
+    if run.world.any(bool(refused)):
+        raise UserError(refused or f"the main rank refused {run.folder}")
 
 
 def _refusal(run: Run, resume: bool, overwrite: bool) -> str:

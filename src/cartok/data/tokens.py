@@ -23,6 +23,7 @@ from torch import Tensor
 from cartok.core.config import ConfigError, config, config_of, dict_of
 from cartok.core.errors import UserError
 from cartok.core.files import staged, write_json
+from cartok.core.precision import Precision
 from cartok.core.shapes import Labels, TokenSequence
 from cartok.data.order import Order, choice_at
 from cartok.data.views import Kind, View, num_views
@@ -59,6 +60,8 @@ class TokenManifest:
     """The digest of the pictures, by split."""
     view: View
     kind: Kind
+    precision: Precision = "fp32"
+    """Of the encoder as it made them; a manifest from before there was a choice means fp32."""
     shards: tuple[TokenShard, ...] = ()
 
     def __post_init__(self):

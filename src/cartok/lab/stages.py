@@ -10,8 +10,9 @@ from cartok.core.errors import UserError
 from cartok.core.files import read_json
 from cartok.core.loop import Outcome
 from cartok.core.parallel import World
+from cartok.core.precision import Precision
 from cartok.core.progress import Progress
-from cartok.core.run import Run
+from cartok.core.run import Run, refuse_occupied
 from cartok.data.images import open_splits
 from cartok.data.pictures import Pictures
 from cartok.data.tokens import MANIFEST, TokenManifest, open_tokens
@@ -30,6 +31,7 @@ DATA_KINDS = "'photos', a folder or parquet of pictures, or 'hub:owner/name'"
 
 UNITS = {
     "psnr_db": "dB",
+    "num_pictures": "pictures",
     "code_usage": "share of codes",
     "code_perplexity": "codes",
     "r2_latents": "share of variance",
@@ -62,15 +64,17 @@ def run_tokenizer(
     if not config.data:
         raise UserError(f"this recipe names no pictures; give --data {DATA_KINDS}")
     world = World.join(launch.device)
+    # Before what takes long; the folder is made after it, since what a job refuses leaves none.
+    asked = Run(launch.out, "tokenizer", config, world)
+    refuse_occupied(asked, resume=launch.resume, overwrite=launch.overwrite)
+    if launch.resume and asked.is_finished:
+        progress.say(f"{title}: {asked.folder} is finished already")
+        return asked
     splits = open_splits(config.data, size=config.view.size)
     train, held = splits["train"], splits["val"]
-    if launch.resume and (launch.out / "record.json").exists():
-        run = _open_run(config, launch, "tokenizer", world)
-        progress.say(f"{title}: {run.folder} is finished already")
-        return run
     for fault in train.skipped[:10]:
         progress.say(f"skipped {fault.name}: {fault.reason}")
-    job = TokenizerJob(config, train, world)  # first: what it refuses must leave no folder behind
+    job = TokenizerJob(config, train, world, asked.checkpoints if launch.resume else None)
     run = _open_run(config, launch, "tokenizer", world)
     progress.say(f"{title}: {costs_of(job)}")
     evaluations = tokenizer_evaluations(job, held, run)
@@ -143,6 +147,7 @@ def run_extract(
     data: str = "",
     view: View | None = None,
     kind: Kind = "flip",
+    precision: Precision = "fp32",
     most: int = 0,
     title: str = "tokens",
 ) -> TokenManifest:
@@ -176,6 +181,7 @@ def run_extract(
         source=data,
         view=view,
         kind=kind,
+        precision=precision,
         progress=progress,
         title=title,
     )

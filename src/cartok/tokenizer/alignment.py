@@ -26,6 +26,7 @@ class AlignmentConfig:
     weight: float = 0.0
     """0: no projector, no frozen network."""
     network: Literal["dinov2-small"] = "dinov2-small"
+    """Whose features; a DINO critic judges by the same."""
     hidden: int = 0
     """Width of the projector's hidden layer; 0: one linear map, which leaves the encoder no room to
     let the projector do the work."""

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from cartok.core.precision import Precision, computing_in
 from cartok.core.progress import Progress
 from cartok.core.shapes import image_of_pixels
 from cartok.data.pictures import Pictures
@@ -22,11 +23,15 @@ def extract(
     source: str,
     view: View,
     kind: Kind,
+    precision: Precision = "fp32",
     batch: int = 64,
     progress: Progress | None = None,
     title: str = "tokens",
 ) -> TokenManifest:
     """Writes the tokens of every picture and view, split by split.
+
+    In float32 they are the same on any device, but for rounding; bf16 is faster on a GPU, and some
+    tokens are others.
 
     Raises:
         UserError: the view's size is no multiple of the tokenizer's factor; the disk is full.
@@ -41,6 +46,7 @@ def extract(
         picture_digests={split: pictures.digest for split, pictures in splits.items()},
         view=view,
         kind=kind,
+        precision=precision,
     )
     writer = TokenWriter(folder, manifest)
     progress = progress or Progress()
@@ -55,7 +61,8 @@ def extract(
                 pixels = torch.stack([views_of(item.picture, view, kind) for item in loaded])
                 num, num_views = pixels.shape[:2]
                 image = image_of_pixels(pixels.flatten(0, 1)).to(device)
-                tokens = tokenizer.tokens_of(image).view(num, num_views, -1)
+                with computing_in(precision, device):
+                    tokens = tokenizer.tokens_of(image).view(num, num_views, -1)
                 labels = torch.from_numpy(pictures.labels[[item.index for item in loaded]])
                 writer.add(split, tokens.cpu(), labels)
                 tick(indices.stop, "")

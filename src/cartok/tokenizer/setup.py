@@ -2,11 +2,13 @@
 
 import copy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from cartok.core.checkpoint import TrainingState, load_state, put_tensors
 from cartok.core.config import config, dict_of
 from cartok.core.errors import UserError
 from cartok.core.job import EvaluationConfig, LoopConfig
@@ -38,11 +40,13 @@ class TokenizerRun:
     model: TokenizerConfig = TokenizerConfig()
     start_from: str = ""
     """A tokenizer whose weights the training starts from: a run, a model folder, or a model of the
-    hub. Its encoder and quantizer must be those of ``model``; a decoder of another shape starts
-    anew."""
+    hub; read once, and no more when the training goes on from a checkpoint. Its encoder must be
+    that of ``model``, and its quantizer have tensors of the same shapes: the rest, such as how
+    codes are looked up, is what ``model`` says. A decoder of another shape starts anew."""
     trains: Literal["all", "decoder"] = "all"
-    """decoder: encoder and codebook stay as they are in ``start_from``, and so do all tokens; a
-    prior that learned them needs no other training."""
+    """decoder: encoder and quantizer, of which no field may differ, stay as they are in
+    ``start_from``, and so do all tokens; a prior that learned them needs no other training. The
+    encoder runs in float32, as in ``cartok extract``, whatever ``loop.precision`` says."""
     causal: CausalConfig = CausalConfig()
     losses: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
@@ -90,6 +94,11 @@ class TokenizerRun:
             raise ValueError(
                 f"a critic of {critic.layers} layers needs pictures of {3 * 2**critic.layers} "
                 f"pixels or more, but view.size is {size}; lower losses.critic.layers"
+            )
+        if self.losses.perceptual and self.losses.perceptual_network == "lpips-vgg" and size < 16:
+            raise ValueError(
+                f"lpips-vgg halves pictures four times, so view.size must be 16 or more, but is "
+                f"{size}; take losses.perceptual_network effnet-lite2"
             )
 
 
@@ -145,13 +154,16 @@ def _on_meta(module: M | None) -> M | None:
     return None if module is None else copy.deepcopy(module).to("meta")
 
 
-def parts_of(run: TokenizerRun, world: World) -> Parts:
+def parts_of(run: TokenizerRun, world: World, checkpoints: Path | None = None) -> Parts:
     """Builds the networks of a training; trainable ones are drawn from the global generator.
+
+    ``checkpoints`` is the folder of those of a run that is to go on: what started from another
+    tokenizer is taken from the newest, if there is one, and not from that tokenizer again.
 
     Raises:
         UserError: weights that the recipe names are missing, or do not go with it.
     """
-    tokenizer = _tokenizer(run, world)
+    tokenizer = _tokenizer(run, world, checkpoints)
     causal = run.causal
     predictor = None
     if causal.is_used:
@@ -177,9 +189,12 @@ def parts_of(run: TokenizerRun, world: World) -> Parts:
     return Parts(tokenizer, predictor, critic, alignment, twin, perceptual, still)
 
 
-def _tokenizer(run: TokenizerRun, world: World) -> Tokenizer:
+def _tokenizer(run: TokenizerRun, world: World, checkpoints: Path | None) -> Tokenizer:
     tokenizer = Tokenizer(run.model)
-    if run.start_from:
+    state = load_state(checkpoints) if run.start_from and checkpoints else None
+    if state is not None:
+        _take_back(tokenizer, state)
+    elif run.start_from:
         _take_weights(tokenizer, run, world)
     if run.trains == "decoder":
         for part in (tokenizer.encoder, tokenizer.project_in, tokenizer.quantizer):
@@ -187,6 +202,13 @@ def _tokenizer(run: TokenizerRun, world: World) -> Tokenizer:
     tokenizer.encoder.recompute_levels = run.recompute_levels
     tokenizer.decoder.recompute_levels = run.recompute_levels
     return world.shard(tokenizer)
+
+
+def _take_back(tokenizer: Tokenizer, state: TrainingState) -> None:
+    """From a checkpoint; the loop puts back the rest of it."""
+    prefix = "module/tokenizer/"  # as core.snapshot names them
+    tensors = {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}
+    put_tensors(tokenizer, tensors, "the checkpoint's tokenizer")
 
 
 def _take_weights(tokenizer: Tokenizer, run: TokenizerRun, world: World) -> None:
@@ -224,7 +246,8 @@ def _dino(run: TokenizerRun, world: World) -> DinoFeatures | None:
     if not losses.alignment.weight and not (losses.critic.weight and losses.critic.kind == "dino"):
         return None
     size = DINO_PATCH * (run.view.size // run.model.codec.factor)
-    return world.first(lambda: dino_of(weights=losses.dino_weights, size=size)).to(world.device)
+    network = losses.alignment.network
+    return world.first(lambda: dino_of(network, losses.dino_weights, size=size)).to(world.device)
 
 
 def assert_still(parts: Parts) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from cartok.core.job import Evaluation, Mover, Phase, Terms
 from cartok.core.loop import Outcome, fit
 from cartok.core.optim import OptimConfig, adamw_of, rate_of
 from cartok.core.parallel import World
+from cartok.core.precision import full_precision
 from cartok.core.progress import Tick
 from cartok.core.run import Run
 from cartok.core.shapes import Image
@@ -38,12 +40,21 @@ class Forward:
 
 
 class TokenizerJob:
-    """Trains a tokenizer on pictures."""
+    """Trains a tokenizer on pictures.
 
-    def __init__(self, config: TokenizerRun, pictures: Pictures, world: World):
+    ``checkpoints`` is the folder of those of a run that is to go on, see ``parts_of``.
+    """
+
+    def __init__(
+        self,
+        config: TokenizerRun,
+        pictures: Pictures,
+        world: World,
+        checkpoints: Path | None = None,
+    ):
         self.config, self.pictures, self.world = config, pictures, world
         torch.manual_seed(config.seed)
-        self.parts = parts_of(config, world)
+        self.parts = parts_of(config, world, checkpoints)
         self.flops = count_flops(self.parts.on_meta, config.losses, config.view.size)
         self.steps = config.loop.steps
         if config.equal_compute and config.causal.weight:
@@ -77,7 +88,7 @@ class TokenizerJob:
 
     def prepare(self, batch: Batch, step: int) -> Forward:
         """Encodes and decodes."""
-        encoded = self.tokenizer.encode(batch.image)
+        encoded = self._encoded(batch.image)
         return Forward(batch.image, encoded, self.tokenizer.decode(encoded.quantized.codes))
 
     def after_step(self, outcomes: list[Forward], step: int) -> None:
@@ -105,6 +116,12 @@ class TokenizerJob:
             "rollbacks": outcome.rollbacks,
             "tokenizer_digest": self.tokenizer.digest,
         }
+
+    def _encoded(self, image: Image) -> Encoded:
+        if self.config.trains == "all":
+            return self.tokenizer.encode(image)
+        with full_precision(image.device):  # the decoder learns the tokens that ``extract`` writes
+            return self.tokenizer.encode(image)
 
     def _statistics(self, outcomes: list[Forward]) -> Statistics:
         """Of the whole batch, equal on all ranks."""
