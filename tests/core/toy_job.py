@@ -116,6 +116,10 @@ class ToyJob:
         is_spoilt = not set(self.config.spoilt).isdisjoint(batch.indices.tolist())
         return Forward(is_spoilt, batch.values, hidden, self.codec.back(hidden))
 
+    def fixed_at(self, step: int) -> int:
+        """How much the critic counts, to have something that changes once."""
+        return step >= self.config.critic_from
+
     def codec_terms(self, forward: Forward, step: int) -> Terms:
         """Rebuild, be predictable, please the critic; weights that float32 holds exactly."""
         please = -self.critic(forward.back).mean()

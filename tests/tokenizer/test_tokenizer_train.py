@@ -3,6 +3,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,41 @@ def assert_near(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
         # A key's bias changes no attention: its gradient is rounding alone, which Adam scales up.
         limit = 1e-3 if name.endswith("qkv.bias") else 3e-5
         assert (found[name] - value).abs().max() <= limit, name
+
+
+def test_what_a_step_takes_from_its_number_is_told_while_it_changes_and_then_still(pictures):
+    critic = CriticConfig(channels=8, layers=2, start=4, ramp=3)
+    job = TokenizerJob(
+        toy(causal={"anneal_steps": 3}, losses={"critic": critic}), pictures, World()
+    )
+    told = [job.fixed_at(step) for step in range(12)]
+    changes = [before != after for before, after in pairwise(told)]
+    assert changes == [True] * 7 + [False] * 4
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"codebook": "ema", "decay": 0.8, "revive_after": 1},
+        {"init": "kmeans", "revive_after": 1},
+        {"gradient": "rotation"},
+    ],
+    ids=["moving means", "k-means", "rotation"],
+)
+def test_all_state_stays_where_it_is_in_memory(pictures, tmp_path, model):
+    """A recorded step reads it there; a tensor that took another's place would be missed."""
+    job = TokenizerJob(toy(6, model=model, loop={"ema": 0.5}), pictures, World())
+
+    def places():
+        return {
+            f"{name}/{key}": value.data_ptr()
+            for name, module in job.modules.items()
+            for key, value in module.state_dict().items()
+        }
+
+    before = places()
+    fit(job, job.config.loop, Run.open(tmp_path / "run", job.config, kind="tokenizer"))
+    assert places() == before
 
 
 @pytest.mark.parametrize("revive_after", [0, 2])

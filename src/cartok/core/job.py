@@ -1,6 +1,6 @@
 """What a training is made of: a job is a list of phases, a phase moves modules by an objective."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -27,6 +27,9 @@ class LoopConfig:
     """Decay of the running mean of the weights that is evaluated and published; 0: none."""
     log_every: int = 50
     save_every: int = 1000
+    replay: bool = False
+    """On a single GPU: record a step's kernels as one CUDA graph and replay it. For small models,
+    whose kernels run faster than they are launched; memory for one more step's activations."""
     on_non_finite: Literal["stop", "recover"] = "stop"
     """What follows a loss or a gradient that is NaN or infinite; it never moves a weight. recover:
     skip the batch, at most 3 between two scheduled checkpoints; then go back to the newest, once;
@@ -132,6 +135,13 @@ class Job(Protocol):
 
     def prepare(self, batch: Any, step: int) -> Any:
         """The forward computation all phases share."""
+        ...
+
+    def fixed_at(self, step: int) -> Hashable:
+        """All that ``prepare`` and the objectives of active phases take from the step's number.
+
+        While it stays equal, a recording of one step may stand for another.
+        """
         ...
 
     def after_step(self, outcomes: list[Any], step: int) -> None:

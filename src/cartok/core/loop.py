@@ -11,12 +11,14 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cartok.core.average import Average
+from cartok.core.capture import Computed, Replayed, records_on
 from cartok.core.checkpoint import TrainingState, load_state, save_state
 from cartok.core.fault import fault_of
 from cartok.core.files import finite
@@ -26,6 +28,7 @@ from cartok.core.job import (
     LoopConfig,
     Mover,
     Phase,
+    Terms,
     refuse_unfit,
     refuse_unmeasured,
 )
@@ -88,6 +91,7 @@ class _Fit:
         self.average = Average(job, config.ema)
         self.sentinel = Sentinel(config, run)
         self.buffers = Buffers(job.modules)
+        self.replayed = _replayed(job, config, run.world)
         self.drawn = 0  # batches, also those that moved nothing
         self.seconds = self.stalled = 0.0
         self.best = math.inf
@@ -155,15 +159,27 @@ class _Fit:
         batch = next(stream)
         self.stalled += time.monotonic() - begin
         readings.add_part(batch)
+        compute = partial(self.compute, phases, step)
+        if self.replayed is None:
+            computed = compute(batch)
+        else:
+            key = (tuple(phase.name for phase in phases), self.job.fixed_at(step))
+            computed = self.replayed(compute, batch, key)
+        for name, terms in computed.terms.items():
+            readings.add_terms(name, terms)
+        return computed.outcome
+
+    def compute(self, phases: list[Phase], step: int, batch: Any) -> Computed:
+        """Forward once, and back in every phase."""
+        found: dict[str, Terms] = {}
         with computing_in(self.config.precision, self.world.device):
             outcome = self.job.prepare(batch, step)
         for phase in phases:
             with computing_in(self.config.precision, self.world.device):
-                terms = phase.objective(outcome, step)
+                terms = found[phase.name] = phase.objective(outcome, step)
             moved = [p for mover in phase.movers for p in mover.parameters]
             (terms.total / self.config.accumulate).backward(inputs=moved)
-            readings.add_terms(phase.name, terms)  # now that going back has filled in the watched
-        return outcome
+        return Computed(outcome, found)
 
     def norm(self, mover: Mover) -> Tensor:
         """Averages a mover's gradient over the ranks and clips it; returns its norm before."""
@@ -246,6 +262,14 @@ class _Fit:
         self.values = state.values["values"]
         self.best = math.inf if state.values["best"] is None else state.values["best"]
         return state.step
+
+
+def _replayed(job: Job, config: LoopConfig, world: World) -> Replayed | None:
+    """Where steps can be recorded: on one GPU, a batch in one part."""
+    if not (config.replay and records_on(world.device) and world.size == config.accumulate == 1):
+        return None
+    movers = (mover for phase in job.phases for mover in phase.movers)
+    return Replayed(p for mover in movers for p in mover.parameters)
 
 
 def _put_into_training(job: Job) -> None:

@@ -6,7 +6,7 @@ so the time between the ends of two steps is what a step takes.
 
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -174,6 +174,9 @@ class _OnOneBatch:
 
     def prepare(self, batch: Batch, step: int) -> Forward:
         return self._job.prepare(batch, step)
+
+    def fixed_at(self, step: int) -> Hashable:
+        return self._job.fixed_at(step)
 
     def after_step(self, outcomes: list[Forward], step: int) -> None:
         self._job.after_step(outcomes, step)

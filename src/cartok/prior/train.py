@@ -1,6 +1,6 @@
 """Stage 2: a job of one phase, next-token cross-entropy on token shards."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,10 @@ class PriorJob:
     def prepare(self, batch: TokenBatch, step: int) -> Forward:
         """Predicts."""
         return Forward(self.prior.nats(batch.tokens, batch.labels))
+
+    def fixed_at(self, step: int) -> Hashable:
+        """Nothing depends on the step."""
+        return ()
 
     def after_step(self, outcomes: list[Forward], step: int) -> None:
         """Nothing follows the optimizer."""

@@ -1,6 +1,6 @@
 """Stage 1: a job of two phases, the codec with its causal predictor, and the critic."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,11 @@ class TokenizerJob:
         """Encodes and decodes."""
         encoded = self._encoded(batch.image)
         return Forward(batch.image, encoded, self.tokenizer.decode(encoded.quantized.codes))
+
+    def fixed_at(self, step: int) -> Hashable:
+        """The weights that grow over steps, and whether the codec hears a critic."""
+        critic, causal = self.config.losses.critic, self.config.causal
+        return critic.weight_at(step), step >= critic.start, causal.weight_at(step)
 
     def after_step(self, outcomes: list[Forward], step: int) -> None:
         """Tells quantizer and critic what the whole batch, on all ranks, made of them."""
