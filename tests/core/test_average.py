@@ -24,6 +24,9 @@ class OneModule:
     def prepare(self, batch, step):
         pass
 
+    def fixed_at(self, step):
+        return ()
+
     def after_step(self, outcomes, step):
         pass
 

@@ -77,6 +77,9 @@ class HandJob:
     def second(self, outcome, step):
         return Terms({"judge": self.three(outcome).square().mean()}, {"judge": 2.0})
 
+    def fixed_at(self, step):
+        return ()
+
     def after_step(self, outcomes, step):
         self.clean.append(self.weights())
 
