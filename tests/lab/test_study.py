@@ -20,6 +20,9 @@ from cartok.recipes import study as recipes_module
 from cartok.recipes.prior import toy
 from cartok.recipes.study import STUDIES, StudyArm, StudyConfig, adapted
 from cartok.recipes.tokenizer import baseline_toy, causal_toy
+from cartok.recipes.yardstick import Yardstick
+
+FEW = Yardstick(samples=512)
 
 
 def score(value, **receipt):
@@ -35,7 +38,7 @@ def small_study(*weights, **fields):
         )
         for weight in weights
     )
-    given = {"priors": (toy(),), "samples": 512} | fields
+    given = {"priors": (toy(),), "yardstick": FEW} | fields
     return StudyConfig(name="small", arms=tuple(arms), **given)
 
 
@@ -95,11 +98,11 @@ def test_what_is_recorded_is_not_run_again_and_more_seeds_or_arms_are_added(tmp_
 @pytest.mark.parametrize(
     "changed",
     [
-        {"samples": 600},
-        {"guidance": 2.0},
+        {"yardstick": replace(FEW, samples=600)},
+        {"yardstick": replace(FEW, guidances=(1.0, 2.0))},
         {"priors": (replace(toy(), class_dropout=0.2),)},
     ],
-    ids=lambda fields: next(iter(fields)),
+    ids=["samples", "guidances", "priors"],
 )
 def test_a_run_that_would_end_otherwise_is_another_run(changed, tmp_path, trainings):
     go(small_study(0), tmp_path)

@@ -7,7 +7,7 @@ from cartok.core.config import ConfigError, config_of, dict_of, digest_of
 from cartok.core.errors import UserError
 from cartok.recipes import recipe_of
 from cartok.recipes.prior import demo, toy
-from cartok.recipes.study import STUDIES, StudyArm, StudyConfig, adapted, size_of
+from cartok.recipes.study import STUDIES, StudyArm, StudyConfig, adapted, names_of
 from cartok.recipes.tokenizer import baseline_demo, causal_demo, causal_toy
 from cartok.tokenizer.model import Tokenizer
 
@@ -62,7 +62,7 @@ def test_arms_compute_as_much_and_differ_from_the_demo_in_what_is_asked_alone(na
 @each
 def test_scores_are_averaged_over_several_sizes_of_prior(name):
     priors = study(name).priors
-    assert len({size_of(prior) for prior in priors}) == len(priors) >= 2
+    assert len(set(names_of(priors))) == len(priors) >= 2
     assert demo() in priors
 
 
@@ -197,9 +197,8 @@ ARM = StudyArm(name="a", tokenizer=causal_demo())
         ({"arms": (ARM, ARM)}, "no two of one name"),
         ({"arms": (ARM, StudyArm(name="b", tokenizer=replace(causal_demo(), data="x")))}, "equal"),
         ({"priors": ()}, "priors differ"),
-        ({"priors": (demo(), replace(demo(), seed=1))}, "priors differ in depth or width"),
+        ({"priors": (demo(), replace(demo(), seed=1))}, "priors differ in depth, width or steps"),
         ({"seeds": 0}, "seeds must be at least 1"),
-        ({"samples": 100}, "samples 512"),
     ],
 )
 def test_a_study_that_could_not_be_judged_is_refused(fields, said):
@@ -216,3 +215,9 @@ def test_an_arms_name_can_begin_a_folders(name):
 def test_a_scale_of_nothing_is_refused():
     with pytest.raises(UserError, match="above 0, but is 0"):
         adapted(study("weights"), scale=0.0)
+
+
+def test_a_size_that_comes_twice_is_named_with_its_steps():
+    short, other = demo(), replace(demo(), transformer=replace(demo().transformer, depth=2))
+    long = replace(short, loop=replace(short.loop, steps=900))
+    assert names_of((short, other, long)) == ["4x96-400", "2x96", "4x96-900"]

@@ -13,17 +13,22 @@ from cartok.core.progress import Progress
 from cartok.core.shapes import Pixels, pixels_of
 from cartok.data.tokens import open_tokens, read_manifest
 from cartok.lab.evaluations import code_use, grid_of_pictures, reconstruct, save_png, sheet_of
-from cartok.lab.inputs import ArmInputs, Scores
+from cartok.lab.inputs import ArmInputs, Scores, named_scores
 from cartok.lab.probe import frozen_latents, probe
 from cartok.lab.stages import Launch, run_extract, run_prior, run_tokenizer
 from cartok.metrics.reconstruction import psnr_db
-from cartok.metrics.suite import featurise, score_pictures
+from cartok.metrics.suite import Featurised, featurise, score_pictures
 from cartok.prior.model import Prior
 from cartok.prior.train import PriorRun, first_views
 from cartok.sampling.sampler import Sampler, balanced_labels
 from cartok.scaling.measures import Number
 from cartok.tokenizer.model import Tokenizer
 from cartok.tokenizer.train import TokenizerRun
+
+SCAN_SEED = 2**32
+"""Added to the seed of samples by which a guidance is chosen: they are never scored again."""
+
+_SAMPLED, _SAMPLED_ON_GPU = 96, 512  # at once
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ def _tokenizer_scores(arm: Arm) -> Scores:
         shards = open_tokens(arm.folder / "tokens", "val")
         codes = first_views(shards, range(len(shards)))
         tick(1, "")
-        features = featurise(pixels_of(again), crop=inputs.crop, device=device)
+        features = _featurised(pixels_of(again), inputs, device)
         distances = score_pictures(features, inputs.held_features, what="rfd")
         tick(2, "")
         train_latents = frozen_latents(tokenizer, inputs.probe_image.split(64))
@@ -131,8 +136,7 @@ def _tokenizer_scores(arm: Arm) -> Scores:
     return {
         "tokenizer_steps": score_of(record["steps"], "steps", flops=record["flops"]),
         "psnr_db": score_of(psnr_db(again, held), "dB", pictures=len(held), split="validation"),
-        "rfd": distances["fd_effnet64"].to_json(),
-        "rkd": distances["kd_effnet"].to_json(),
+        **named_scores("r", distances),
         "code_usage": score_of(use["code_usage"], "share of codes", **counted),
         "code_perplexity": score_of(use["code_perplexity"], "codes", **counted),
         "next_latent_r2": score_of(result.r2_latents, "share of variance", **probed),
@@ -164,24 +168,56 @@ def _sample_scores(arm: Arm, part: str, seed: int) -> Scores:
     inputs, tokenizer = arm.inputs, arm.tokenizer()
     device = next(tokenizer.parameters()).device
     prior = Prior.from_pretrained(arm.folder / part).to(device)
-    labels = balanced_labels(inputs.num_samples, max(1, inputs.num_classes)).to(device)
     title = "samples" if part == "prior" else f"{part}-samples"
-    with arm.progress.stage(f"{arm.name} {title}", inputs.num_samples) as tick:
-        samples = Sampler(prior, tokenizer).sample(
-            labels, seed, inputs.guidance, batch=96, progress=lambda done: tick(done, "")
-        )
-    pixels = pixels_of(samples).cpu()
-    order = labels.cpu().argsort(stable=True)
-    save_png(_sample_sheet(pixels[order], labels.cpu()[order], inputs),
+    draw = _Draws(Sampler(prior, tokenizer), arm, title, device)
+    guidance, tried = _best_guidance(draw, inputs, seed)
+    pixels, labels = draw(inputs.yardstick.samples, seed, guidance)
+    order = labels.argsort(stable=True)
+    save_png(_sample_sheet(pixels[order], labels[order], inputs),
              arm.sheets / f"{arm.name}-{title}.png")  # fmt: skip
-    distances = score_pictures(
-        featurise(pixels, crop=inputs.crop, device=device), inputs.train_features, what="gfd"
-    )
-    drawn = {"guidance": inputs.guidance, "seed": seed}
-    scores = {"gfd": distances["fd_effnet64"], "gkd": distances["kd_effnet"]}
-    return {
-        key: score.to_json() | {"receipt": score.receipt | drawn} for key, score in scores.items()
-    }
+    features = _featurised(pixels, inputs, device)
+    distances = score_pictures(features, inputs.train_features, what="gfd")
+    drawn = {"guidance": guidance, "seed": seed} | ({"tried": tried} if tried else {})
+    scores = named_scores("g", distances)
+    return {key: score | {"receipt": score["receipt"] | drawn} for key, score in scores.items()}
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Draws samples of balanced labels from an arm's prior."""
+
+    sampler: Sampler
+    arm: Arm
+    title: str
+    device: torch.device
+
+    def __call__(self, num: int, seed: int, guidance: float) -> tuple[Pixels, torch.Tensor]:
+        """Pictures on the CPU, and their labels."""
+        labels = balanced_labels(num, max(1, self.arm.inputs.num_classes))
+        batch = _SAMPLED_ON_GPU if self.device.type == "cuda" else _SAMPLED
+        with self.arm.progress.stage(f"{self.arm.name} {self.title}", num) as tick:
+            samples = self.sampler.sample(
+                labels.to(self.device), seed, guidance, batch=batch,
+                progress=lambda done: tick(done, ""),
+            )  # fmt: skip
+        return pixels_of(samples).cpu(), labels
+
+
+def _best_guidance(draw: _Draws, inputs: ArmInputs, seed: int) -> tuple[float, dict[str, float]]:
+    """The guidance whose samples come nearest, and how near each came; drawn with another seed."""
+    if inputs.scan_features is None:
+        return (inputs.yardstick.guidances[0] if inputs.num_classes else 1.0), {}
+    found = {}
+    for guidance in inputs.yardstick.guidances:
+        pixels, _ = draw(inputs.yardstick.scan_samples, SCAN_SEED + seed, guidance)
+        features = _featurised(pixels, inputs, draw.device)
+        scores = score_pictures(features, inputs.scan_features, what="gfd")
+        found[guidance] = scores["fd_effnet64"].value
+    return min(found, key=lambda guidance: found[guidance]), {f"{g:g}": v for g, v in found.items()}
+
+
+def _featurised(pixels: Pixels, inputs: ArmInputs, device: torch.device) -> Featurised:
+    return featurise(pixels, size=inputs.yardstick.size, crop=inputs.crop, device=device)
 
 
 def _sample_sheet(pixels: Pixels, labels: torch.Tensor, inputs: ArmInputs):

@@ -113,7 +113,7 @@ def run_demo(config: DemoConfig, launch: Launch, progress: Progress) -> dict[str
             "size": size,
             "tokens": (size // model.codec.factor) ** 2,
             "codebook": model.quantizer.codebook_size,
-            "guidance": inputs.guidance,
+            "guidance": inputs.yardstick.guidances[0] if inputs.num_classes else 1.0,
             "causal_weight": causal.weight,
             "causal_reads": causal.reads,
         },

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,13 +17,16 @@ from cartok.data.pictures import Pictures
 from cartok.data.views import View
 from cartok.lab.evaluations import some_images
 from cartok.lab.probe import ProbeConfig
+from cartok.metrics.score import Score
 from cartok.metrics.suite import Featurised, featurise, score_pictures
+from cartok.recipes.yardstick import Yardstick
 
-NUM_HELD, NUM_REFERENCE, NUM_SAMPLES, NUM_PROBE = 576, 1024, 576, 1536
+NUM_PROBE = 1536
 LEAST = 32
-"""Pictures on each side; below NUM_HELD several random crops of each are scored."""
+"""Pictures on each side; where a side has fewer than 576, several random crops of each are scored.
+"""
+MANY = 576
 FEW_SCALE = 0.7
-GUIDANCE = 1.5
 COLUMNS = 10
 MOST_TOKENISED = 12_000
 
@@ -35,8 +39,7 @@ class ArmInputs:
     """Equal for every arm, so that their scores compare."""
 
     device: str
-    guidance: float
-    num_samples: int
+    yardstick: Yardstick
     num_classes: int
     columns: int
     most_tokenised: int
@@ -46,14 +49,23 @@ class ArmInputs:
     held_image: Image
     held_features: Featurised
     train_features: Featurised
+    scan_features: Featurised | None
+    """Of other training pictures, by which a guidance is chosen; there if there are several."""
     floor: Scores
     """Held-out against training pictures: what no sampler can be expected to beat."""
     crop: str
     probe: ProbeConfig
 
 
-def arm_inputs(view: View, train: Pictures, held: Pictures, world: World, device: str) -> ArmInputs:
-    """Inputs with the demo's counts, for arms whose pictures have this view.
+def arm_inputs(
+    view: View,
+    train: Pictures,
+    held: Pictures,
+    world: World,
+    device: str,
+    yardstick: Yardstick = Yardstick(),  # noqa: B008
+) -> ArmInputs:
+    """Inputs for arms whose pictures have this view.
 
     Raises:
         UserError: there are too few pictures for a score.
@@ -63,20 +75,24 @@ def arm_inputs(view: View, train: Pictures, held: Pictures, world: World, device
             f"scores need {LEAST} pictures or more on each side, but there are {len(train)} "
             f"for training and {len(held)} for validation; give more pictures"
         )
-    few = min(len(train), len(held)) < NUM_HELD
+    few = min(len(train), len(held)) < MANY
     cut = replace(view, min_scale=FEW_SCALE if few else 1.0)
     crop = "central square of the short side, resized"
     if few:
         crop = f"random squares of {FEW_SCALE:g} to 1 of the short side, several a picture, resized"
-    held_image = _crops(held, cut, NUM_HELD, few)
-    held_features = featurise(pixels_of(held_image), crop=crop, device=world.device)
-    reference = _crops(train, cut, NUM_REFERENCE, few)
-    train_features = featurise(pixels_of(reference), crop=crop, device=world.device)
+
+    def featurised(image: Image) -> Featurised:
+        return featurise(pixels_of(image), size=yardstick.size, crop=crop, device=world.device)
+
+    scans = len(yardstick.guidances) > 1 and train.num_classes > 0
+    scanned, reference = _two_parts(train, yardstick, few, scans)
+    held_image = _crops(held, cut, yardstick.held, few)
+    held_features = featurised(held_image)
+    train_features = featurised(_crops(reference, cut, yardstick.reference, few))
     floor = score_pictures(held_features, train_features, what="floor")
     return ArmInputs(
         device=device,
-        guidance=GUIDANCE if train.num_classes else 1.0,
-        num_samples=NUM_SAMPLES,
+        yardstick=yardstick,
         num_classes=train.num_classes,
         columns=COLUMNS,
         most_tokenised=MOST_TOKENISED,
@@ -84,13 +100,45 @@ def arm_inputs(view: View, train: Pictures, held: Pictures, world: World, device
         held_image=held_image,
         held_features=held_features,
         train_features=train_features,
-        floor={
-            "floor": floor["fd_effnet64"].to_json(),
-            "floor_kd": floor["kd_effnet"].to_json(),
-        },
+        scan_features=featurised(_crops(scanned, cut, yardstick.scan_samples, few))
+        if scans
+        else None,
+        floor=named_scores("floor", floor),
         crop=crop,
         probe=ProbeConfig(),
     )
+
+
+def named_scores(what: str, distances: dict[str, Score]) -> Scores:
+    """Distances under the names of scores: ``gfd`` and ``gkd``, ``rfd`` and ``rkd``, or ``floor``.
+
+    The Frechet distance is ``fd_effnet`` where there are pictures enough for it; ``fd_effnet64``,
+    which has an interval, then stands beside it.
+    """
+    frechet, kernel, projected = (
+        ("floor", "floor_kd", "floor64")
+        if what == "floor"
+        else (f"{what}fd", f"{what}kd", f"{what}fd64")
+    )
+    scores = {kernel: distances["kd_effnet"].to_json()}
+    if "fd_effnet" not in distances:
+        return {frechet: distances["fd_effnet64"].to_json()} | scores
+    return {
+        frechet: distances["fd_effnet"].to_json(),
+        projected: distances["fd_effnet64"].to_json(),
+    } | scores
+
+
+def _two_parts(
+    train: Pictures, yardstick: Yardstick, few: bool, scans: bool
+) -> tuple[Pictures, Pictures]:
+    """Where guidances are tried and where samples are scored: no picture in both, but of few."""
+    if few or not scans:
+        return train, train
+    share = yardstick.scan_samples / (yardstick.scan_samples + yardstick.reference)
+    places = np.arange(len(train))
+    first = np.floor((places + 1) * share) > np.floor(places * share)  # evenly over the set
+    return train.subset(places[first]), train.subset(places[~first])
 
 
 def _crops(pictures: Pictures, view: View, num: int, few: bool) -> Image:

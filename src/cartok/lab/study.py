@@ -29,7 +29,7 @@ from cartok.lab.inputs import ArmInputs, Scores, arm_inputs
 from cartok.lab.means import LOSSES, ArmMeans, arm_means, mean_over_sizes, warnings_of
 from cartok.lab.together import Task, run_together
 from cartok.prior.train import PriorRun
-from cartok.recipes.study import StudyConfig, size_of
+from cartok.recipes.study import StudyConfig, names_of
 from cartok.tokenizer.train import TokenizerRun
 
 FILE = "study.json"
@@ -137,8 +137,7 @@ def _run_of(study: StudyConfig, name: str, tokenizer: TokenizerRun, seed: int) -
     plain = {
         "tokenizer": dict_of(tokenizer),
         "priors": [dict_of(prior) for prior in priors],
-        "samples": study.samples,
-        "guidance": study.guidance,
+        "yardstick": dict_of(study.yardstick),
     }
     return StudyRun(name, seed, tokenizer, priors, digest_of(plain))
 
@@ -161,14 +160,9 @@ def _refuse_folder(study: StudyConfig, out: Path) -> None:
 def _inputs(study: StudyConfig, world: World, device: str) -> ArmInputs:
     base = study.arms[0].tokenizer
     splits = open_splits(base.data, size=base.view.size)
-    inputs = arm_inputs(base.view, splits["train"], splits["val"], world, device)
+    inputs = arm_inputs(base.view, splits["train"], splits["val"], world, device, study.yardstick)
     seen = max(prior.loop.steps * prior.loop.batch for prior in study.priors)
-    return replace(
-        inputs,
-        num_samples=study.samples,
-        guidance=study.guidance if inputs.num_classes else 1.0,
-        most_tokenised=max(inputs.most_tokenised, seen),
-    )
+    return replace(inputs, most_tokenised=max(inputs.most_tokenised, seen))
 
 
 def _at_once(world: World) -> int:
@@ -223,8 +217,7 @@ def _scores(run: StudyRun, arm: Arm) -> Scores:
     flops = scores["tokenizer_steps"]["receipt"]["flops"]
     scores["tokenizer_flops"] = score_of(flops, "FLOPs")
     by_size = {}
-    for prior in run.priors:
-        size = size_of(prior)
+    for size, prior in zip(names_of(run.priors), run.priors, strict=True):
         by_size[size] = run_stage_two(arm, prior, size)
         record = read_json(arm.folder / size / "record.json", "a record")
         by_size[size]["prior_flops"] = score_of(record["flops"], "FLOPs", steps=record["steps"])

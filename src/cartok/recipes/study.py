@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 from cartok.core.config import config
 from cartok.core.errors import UserError
-from cartok.metrics.frechet import MIN_PICTURES
 from cartok.prior.train import PriorRun
 from cartok.recipes import table_of
 from cartok.recipes import tokenizer as tokenizers
 from cartok.recipes.prior import demo as demo_prior
+from cartok.recipes.yardstick import Yardstick
 from cartok.tokenizer.quantize.binary import BSQConfig, LFQConfig
 from cartok.tokenizer.quantize.fsq import FSQConfig
 from cartok.tokenizer.quantize.kinds import QuantizerConfig
@@ -51,9 +51,7 @@ class StudyConfig:
     """Sizes that follow every arm; the paper averages over four, 52M to 340M (its Table 4)."""
     seeds: int = 1
     """Every arm runs with the seeds 0 to this less 1, of tokenizer, priors and samples."""
-    samples: int = 576
-    guidance: float = 1.5
-    """Without classes there is none."""
+    yardstick: Yardstick = Yardstick()
 
     def __post_init__(self):
         names = [arm.name for arm in self.arms]
@@ -61,19 +59,20 @@ class StudyConfig:
             raise ValueError(f"a study has arms, no two of one name, but got {names}")
         if len({(arm.tokenizer.data, arm.tokenizer.view) for arm in self.arms}) > 1:
             raise ValueError("arms are scored on the same pictures, so data and view must be equal")
-        sizes = [size_of(prior) for prior in self.priors]
-        if not sizes or len(set(sizes)) < len(sizes):
-            raise ValueError(f"priors differ in depth or width, but these are {sizes}")
-        if self.seeds < 1 or self.samples < MIN_PICTURES or self.guidance <= 0:
-            raise ValueError(
-                f"seeds must be at least 1, samples {MIN_PICTURES} and guidance above 0, but are "
-                f"{self.seeds}, {self.samples} and {self.guidance:g}"
-            )
+        names = names_of(self.priors)
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"priors differ in depth, width or steps, but these are {names}")
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, but are {self.seeds}")
 
 
-def size_of(prior: PriorRun) -> str:
-    """A prior's name in a study: layers x width."""
-    return f"{prior.transformer.depth}x{prior.transformer.width}"
+def names_of(priors: tuple[PriorRun, ...]) -> list[str]:
+    """Each prior's name in a study: layers x width; with its steps where a size comes twice."""
+    sizes = [f"{prior.transformer.depth}x{prior.transformer.width}" for prior in priors]
+    return [
+        size if sizes.count(size) == 1 else f"{size}-{prior.loop.steps}"
+        for size, prior in zip(sizes, priors, strict=True)
+    ]
 
 
 def adapted(
