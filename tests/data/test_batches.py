@@ -1,4 +1,5 @@
 import os
+import sys
 from itertools import islice
 
 import numpy as np
@@ -101,6 +102,7 @@ class FatalStore(FolderStore):
 def test_a_worker_that_dies_raises(pictures):
     pictures.store = FatalStore(pictures.store.root, pictures.store.names)
     pictures.store.armed = True
+    pictures._keeps = False  # as larger pictures are not: workers decode them, not this process
     with pytest.raises(UserError, match="data workers must live, but one died"):
         some(pictures, 40, workers=1)
 
@@ -113,6 +115,16 @@ def test_a_worker_that_dies_is_told_alike_where_a_thread_pins_what_it_sends(pict
     monkeypatch.setattr(batches, "_started", started)
     with pytest.raises(UserError, match="data workers must live, but one died"):
         some(pictures, 1, workers=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers share memory where they are forked")
+def test_small_pictures_are_decoded_before_workers_are_forked(pictures):
+    """Or each worker would decode and keep all of them for itself."""
+    whole = pictures.subset(np.arange(len(pictures)))
+    some(whole, 2)
+    assert len(whole._cache) < len(whole)
+    some(whole, 2, workers=1)
+    assert len(whole._cache) == len(whole)
 
 
 def test_a_workers_complaint_comes_as_one_line(pictures):

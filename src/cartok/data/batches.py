@@ -79,6 +79,8 @@ def image_batches(
     maker = _Maker(pictures, view, seed if augment else None)
     requests = (order.take(batch) for _ in count())
     if workers:
+        if _context() == "fork":
+            pictures.keep_small()
         return _from_workers(maker, requests, workers, pinned)
     return map(maker.batch_of, requests)
 

@@ -117,6 +117,12 @@ class Pictures:
                 stop_if_many(faults, len(self) + len(self.skipped))
         raise AssertionError("the 1 % rule stops before every picture is broken")
 
+    def keep_small(self) -> None:
+        """Decodes now what would be kept when it is first read: workers forked later share it."""
+        if self._keeps:
+            for index in range(len(self)):
+                self.load(index)
+
     def subset(self, indices: Int[np.ndarray, " chosen"]) -> "Pictures":
         """Some of the pictures, in the order given, as a collection with a digest of its own."""
         chosen = hashlib.sha256(self.digest.encode() + indices.astype("<i8").tobytes())

@@ -15,7 +15,7 @@ from cartok.data.tokens import open_tokens, read_manifest
 from cartok.lab.evaluations import code_use, grid_of_pictures, reconstruct, save_png, sheet_of
 from cartok.lab.inputs import ArmInputs, Scores, named_scores
 from cartok.lab.probe import frozen_latents, probe
-from cartok.lab.stages import Launch, run_extract, run_prior, run_tokenizer
+from cartok.lab.stages import Launch, Splits, run_extract, run_prior, run_tokenizer
 from cartok.metrics.reconstruction import psnr_db
 from cartok.metrics.suite import Featurised, featurise, score_pictures
 from cartok.prior.model import Prior
@@ -42,6 +42,8 @@ class Arm:
     """The folder of pictures a person looks at."""
     inputs: ArmInputs
     progress: Progress
+    splits: Splits | None = None
+    """The pictures, where several arms share them once opened."""
 
     def launch(self, part: str) -> Launch:
         """Where a stage of this arm goes."""
@@ -77,13 +79,16 @@ def run_stage_one(arm: Arm, recipe: TokenizerRun) -> Scores:
     Raises:
         SystemExit: the training was asked to stop; it has saved.
     """
-    run = run_tokenizer(recipe, arm.launch("tokenizer"), arm.progress, f"{arm.name} tokenizer")
+    run = run_tokenizer(
+        recipe, arm.launch("tokenizer"), arm.progress, f"{arm.name} tokenizer", arm.splits
+    )
     _stop_if_interrupted(run.is_finished)
     launch = arm.launch("tokens")
     if not (launch.out / "manifest.json").exists():
         run_extract(
             str(arm.folder / "tokenizer"), replace(launch, overwrite=True), arm.progress,
             kind="flip", most=arm.inputs.most_tokenised, title=f"{arm.name} tokens",
+            splits=arm.splits,
         )  # fmt: skip
     return _tokenizer_scores(arm)
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cartok.core.config import config_of, read_config
 from cartok.core.errors import UserError
@@ -47,6 +47,10 @@ UNITS = {
 }
 
 
+Splits = dict[Literal["train", "val"], Pictures]
+"""Both splits of a data set."""
+
+
 @dataclass(frozen=True)
 class Launch:
     """Where a run goes and on what; no part of its config, so no part of its digest."""
@@ -58,9 +62,16 @@ class Launch:
 
 
 def run_tokenizer(
-    config: TokenizerRun, launch: Launch, progress: Progress, title: str = "tokenizer"
+    config: TokenizerRun,
+    launch: Launch,
+    progress: Progress,
+    title: str = "tokenizer",
+    splits: Splits | None = None,
 ) -> Run:
-    """Trains a tokenizer into a run folder; a finished run is left as it is on ``resume``."""
+    """Trains a tokenizer into a run folder; a finished run is left as it is on ``resume``.
+
+    ``splits`` are the config's data, where they have been opened already.
+    """
     if not config.data:
         raise UserError(f"this recipe names no pictures; give --data {DATA_KINDS}")
     world = World.join(launch.device)
@@ -70,7 +81,7 @@ def run_tokenizer(
     if launch.resume and asked.is_finished:
         progress.say(f"{title}: {asked.folder} is finished already")
         return asked
-    splits = open_splits(config.data, size=config.view.size)
+    splits = splits or open_splits(config.data, size=config.view.size)
     train, held = splits["train"], splits["val"]
     for fault in train.skipped[:10]:
         progress.say(f"skipped {fault.name}: {fault.reason}")
@@ -150,11 +161,12 @@ def run_extract(
     precision: Precision = "fp32",
     most: int = 0,
     title: str = "tokens",
+    splits: Splits | None = None,
 ) -> TokenManifest:
     """Writes the tokens of a data set; data and view are the tokenizer run's unless given.
 
     At most ``most`` training pictures and a tenth as many for validation are taken, spread evenly
-    over the set; 0 takes all.
+    over the set; 0 takes all. ``splits`` are the data, where they have been opened already.
 
     Raises:
         UserError: the folder is not empty; the tokenizer is no run and data or view is missing.
@@ -169,10 +181,10 @@ def run_extract(
             f"{tokenizer_source} is no run folder that says what it was trained on; "
             "give --data and --size"
         )
-    splits = open_splits(data, size=view.size)
+    splits = splits or open_splits(data, size=view.size)
     if most:
-        splits["train"] = spread(splits["train"], most)
-        splits["val"] = spread(splits["val"], most // 10)
+        few = {"train": most, "val": most // 10}
+        splits = {split: spread(pictures, few[split]) for split, pictures in splits.items()}
     _prepare_folder(launch)
     manifest = extract(
         tokenizer,

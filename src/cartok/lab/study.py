@@ -27,6 +27,7 @@ from cartok.data.images import open_splits
 from cartok.lab.arm import Arm, run_stage_one, run_stage_two, score_of, seconds_of
 from cartok.lab.inputs import ArmInputs, Scores, arm_inputs
 from cartok.lab.means import LOSSES, ArmMeans, arm_means, mean_over_sizes, warnings_of
+from cartok.lab.stages import Splits
 from cartok.lab.together import Task, run_together
 from cartok.prior.train import PriorRun
 from cartok.recipes.study import StudyConfig, names_of
@@ -190,15 +191,17 @@ def _run_all(
 
 
 def _run_in_turn(runs: list[StudyRun], out: Path, inputs: ArmInputs, progress: Progress) -> None:
+    base = runs[0].tokenizer  # all have its pictures
+    splits = open_splits(base.data, size=base.view.size)
     for run in runs:
-        _run(run, out, inputs, progress)
+        _run(run, out, inputs, splits, progress)
 
 
-def _run(run: StudyRun, out: Path, inputs: ArmInputs, progress: Progress) -> None:
+def _run(run: StudyRun, out: Path, inputs: ArmInputs, splits: Splits, progress: Progress) -> None:
     """Runs one and records how it ended."""
     folder = run.folder(out)
     try:
-        arm = Arm(run.title, folder, out / "pictures", inputs, progress)
+        arm = Arm(run.title, folder, out / "pictures", inputs, progress, splits)
         record = _record(run, "finished", scores=_scores(run, arm))
     except Exception as error:  # whatever it is, the other arms can still be compared
         reason = " ".join(str(error).split())
