@@ -17,8 +17,9 @@ from cartok.lab.plan import cost_of, plan_of
 from cartok.lab.study import StudyLaunch, run_study, runs_of, twins_of
 from cartok.recipes import Recipe, recipe_of
 from cartok.recipes import study as recipes_module
+from cartok.recipes.arms import StudyArm, StudyConfig, adapted
 from cartok.recipes.prior import toy
-from cartok.recipes.study import STUDIES, StudyArm, StudyConfig, adapted
+from cartok.recipes.study import STUDIES
 from cartok.recipes.tokenizer import baseline_toy, causal_toy
 from cartok.recipes.yardstick import Yardstick
 

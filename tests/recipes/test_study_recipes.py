@@ -6,12 +6,15 @@ import pytest
 from cartok.core.config import ConfigError, config_of, dict_of, digest_of
 from cartok.core.errors import UserError
 from cartok.recipes import recipe_of
+from cartok.recipes.arms import StudyArm, StudyConfig, adapted, names_of
 from cartok.recipes.prior import demo, toy
-from cartok.recipes.study import STUDIES, StudyArm, StudyConfig, adapted, names_of
+from cartok.recipes.study import STUDIES
 from cartok.recipes.tokenizer import baseline_demo, causal_demo, causal_toy
 from cartok.tokenizer.model import Tokenizer
 
+SEARCHES = ("cifar-baselines", "cifar-forms")
 each = pytest.mark.parametrize("name", STUDIES)
+of_the_demos_size = pytest.mark.parametrize("name", [n for n in STUDIES if n not in SEARCHES])
 
 
 def study(name):
@@ -49,7 +52,7 @@ def test_no_two_arms_are_equal_and_one_has_no_regulariser(name):
     assert any(not arm.tokenizer.causal.weight for arm in built.arms)
 
 
-@each
+@of_the_demos_size
 def test_arms_compute_as_much_and_differ_from_the_demo_in_what_is_asked_alone(name):
     asked = {"causal"} if name not in ("quantizers", "loss-forms") else {"causal", "model"}
     base = dict_of(causal_demo())
@@ -59,7 +62,7 @@ def test_arms_compute_as_much_and_differ_from_the_demo_in_what_is_asked_alone(na
         assert {key for key in base if base[key] != plain[key]} <= asked
 
 
-@each
+@of_the_demos_size
 def test_scores_are_averaged_over_several_sizes_of_prior(name):
     priors = study(name).priors
     assert len(set(names_of(priors))) == len(priors) >= 2
@@ -221,3 +224,36 @@ def test_a_size_that_comes_twice_is_named_with_its_steps():
     short, other = demo(), replace(demo(), transformer=replace(demo().transformer, depth=2))
     long = replace(short, loop=replace(short.loop, steps=900))
     assert names_of((short, other, long)) == ["4x96-400", "2x96", "4x96-900"]
+
+
+# ------------------------------------------------------------------ the search on CIFAR-10
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_an_arm_of_the_search_is_the_base_with_one_thing_changed(name):
+    made = {name: dict_of(run) for name, run in arms(name).items()}
+    base = made.pop("base")
+    places = [[key for key in base if base[key] != arm[key]] for arm in made.values()]
+    assert all(len(changed) == 1 for changed in places)
+    assert {changed[0] for changed in places} == (
+        {"causal"} if name == "cifar-forms" else {"losses", "model", "optim", "loop"}
+    )
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_search_has_the_papers_number_of_tokens_and_firm_scores(name):
+    built = study(name)
+    (prior,) = built.priors
+    assert prior.loop.replay
+    for arm in built.arms:
+        assert Tokenizer(arm.tokenizer.model).grid_of(32, 32) == (16, 16)
+        assert arm.tokenizer.loop.replay
+        assert arm.tokenizer.equal_compute
+    assert built.yardstick.samples == 10_000
+    assert built.yardstick.size == 224
+
+
+def test_both_searches_begin_with_the_same_baseline():
+    one, other = (arms(name)["base"] for name in SEARCHES)
+    assert one == other
+    assert one.causal.weight == 0

@@ -11,7 +11,7 @@ from cartok.data.pictures import Pictures
 from cartok.lab.means import aligned
 from cartok.lab.study import StudyRun, record_of, runs_of
 from cartok.prior.model import PriorConfig, flops_per_token
-from cartok.recipes.study import StudyConfig
+from cartok.recipes.arms import StudyConfig
 from cartok.scaling.measures import shown
 from cartok.tokenizer.train import TokenizerJob
 

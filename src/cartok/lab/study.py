@@ -30,7 +30,7 @@ from cartok.lab.means import LOSSES, ArmMeans, arm_means, mean_over_sizes, warni
 from cartok.lab.stages import Splits
 from cartok.lab.together import Task, run_together
 from cartok.prior.train import PriorRun
-from cartok.recipes.study import StudyConfig, names_of
+from cartok.recipes.arms import StudyConfig, names_of
 from cartok.tokenizer.train import TokenizerRun
 
 FILE = "study.json"

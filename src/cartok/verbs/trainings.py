@@ -34,7 +34,8 @@ def study(arguments: list[str]) -> int:
     from cartok.lab.plan import plan_of
     from cartok.lab.study import StudyLaunch, run_study
     from cartok.recipes import recipe_of
-    from cartok.recipes.study import STUDIES, adapted
+    from cartok.recipes.arms import adapted
+    from cartok.recipes.study import STUDIES
 
     @dataclass(frozen=True)
     class Study:
