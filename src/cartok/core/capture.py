@@ -85,7 +85,8 @@ class Recording:
             parameter.grad = None
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Of this thread alone: another one may be pinning memory for the next batches.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self.computed = compute(self._batch)
         self._gradients = [(p, p.grad) for p in parameters]
 
