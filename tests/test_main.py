@@ -93,7 +93,7 @@ def trained(monkeypatch):
             stages,
             "run_tokenizer",
             lambda config, launch, progress: (
-                found.append(config) or SimpleNamespace(folder=launch.out)
+                found.append(config) or SimpleNamespace(folder=launch.out, is_finished=True)
             ),
         )
         assert main(["train-tokenizer", *arguments, "--device", "cpu"]) == 0
@@ -291,7 +291,7 @@ def test_the_main_rank_alone_speaks_and_every_rank_leaves(number, rank, capsys, 
 
     def train(config, launch, progress):
         progress.say("step 1")
-        return SimpleNamespace(folder="runs/it")
+        return SimpleNamespace(folder="runs/it", is_finished=True)
 
     left = rank(number)
     monkeypatch.setattr(stages, "run_tokenizer", train)
@@ -299,6 +299,16 @@ def test_the_main_rank_alone_speaks_and_every_rank_leaves(number, rank, capsys, 
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == (("runs/it\n", "step 1\n") if number == 0 else ("", ""))
     assert left == [number]
+
+
+def test_a_training_that_was_asked_to_stop_is_told_from_one_that_has_ended(monkeypatch, capsys):
+    """By its exit code, so that a script does not go on with it."""
+    from cartok.lab import stages
+
+    stopped = SimpleNamespace(folder="runs/it", is_finished=False)
+    monkeypatch.setattr(stages, "run_tokenizer", lambda *_: stopped)
+    assert main(["train-tokenizer", "causal-toy"]) == 130
+    assert capsys.readouterr().out == "runs/it\n"
 
 
 def test_a_rank_leaves_when_its_training_fails(rank, capsys, tmp_path):

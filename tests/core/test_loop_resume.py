@@ -1,9 +1,11 @@
 import json
+import os
 import signal
 
 import pytest
 
 from cartok.core.checkpoint import load_state
+from cartok.core.loop import _asked_to_stop
 from cartok.core.run import read_log
 
 
@@ -83,22 +85,33 @@ def test_a_training_killed_twice_goes_on_to_the_same_end(toy, apart, uninterrupt
     assert_ended_alike(toy, folder, uninterrupted)
 
 
+@pytest.mark.parametrize("asks", ["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("at", [0, 4, 11])
 def test_a_training_asked_to_stop_saves_and_goes_on_to_the_same_end(
-    toy, apart, uninterrupted, tmp_path, at
+    toy, apart, uninterrupted, tmp_path, at, asks
 ):
     folder = tmp_path / "stopped"
-    assert apart(errand_of(toy, folder, strike="step", at=at, signal="SIGTERM")) == [0]
+    assert apart(errand_of(toy, folder, strike="step", at=at, signal=asks)) == [0]
     assert load_state(folder / "checkpoints").step == at + 1
     assert (folder / "record.json").exists() == (at == 11)
     assert apart(errand_of(toy, folder, resume=True)) == [0]
     assert_ended_alike(toy, folder, uninterrupted)
 
 
-def test_a_training_gives_the_signal_back_to_who_had_it(toy, tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
+def test_a_training_gives_the_signals_back_to_who_had_them(toy, tmp_path):
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in signals]
     toy.train(toy.Errand(str(tmp_path / "run"), toy.LOOP | {"steps": 1, "best": ""}))
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert [signal.getsignal(number) for number in signals] == before
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step():
+    with _asked_to_stop() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked == [signal.SIGINT, signal.SIGTERM]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 # ------------------------------------------------------------------ after what was not finite

@@ -21,7 +21,7 @@ def test_lines_come_now_and_then_and_at_the_end(monkeypatch):
     assert shown.file.getvalue().splitlines() == [
         "prior: 4/8, 16 s left loss 2.5",
         "prior: 8/8, 0 s left loss 2.5",
-        "prior: done in 41.5 s",
+        "prior: took 41.5 s",
     ]
 
 

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -160,6 +162,13 @@ def test_a_timed_step_saves_nothing_and_hides_no_failure(monkeypatch):
     monkeypatch.setattr(job, "after_step", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         step_seconds(job, noise(4, 32, CPU), 1)
+
+
+def test_a_bench_that_is_asked_to_stop_stops_and_measures_no_more(monkeypatch):
+    job = job_of(run_of(TINY, CPU, "fp32"), World(), random_vgg=True)
+    monkeypatch.setattr(job, "after_step", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit, match="130"):
+        step_seconds(job, noise(4, 32, CPU), 5)
 
 
 def test_a_quantizer_without_a_table_grows_in_tokens_alone():

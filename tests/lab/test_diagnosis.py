@@ -95,7 +95,7 @@ def test_a_healthy_run_is_looked_at_all_over_and_found_fine(tmp_path):
     folder = write_run(tmp_path / "run", ends=True)
     assert found_in(folder) == []
     assert set(verdicts_of(folder).values()) == {"fine"}
-    assert len(verdicts_of(folder)) == 10
+    assert len(verdicts_of(folder)) == 11
     assert diagnose(folder)[0].is_healthy
 
 
@@ -282,6 +282,10 @@ def test_codes_that_fall_out_of_use_are_told_from_a_slow_start(tmp_path):
          {"codec/twin_r2": lambda t: 0.05}, []),
         (changed("causal.loss", "cosine"), {"codec/twin_r2": lambda t: 0.05},
          [("fault", "hidden prediction")]),
+        (changed("causal.reads", "noisy"),
+         {"codec/latent_variance": lambda t: 1e-6, "codec/twin_r2": lambda t: 0.05},
+         [("fault", "latent collapse")]),  # and nothing is left to hide
+        (changed("optim.lr", 1.0), {}, [("fault", "learning rate too high")]),
         # it began where another run had ended
         (changed("start_from", "runs/another"),
          {name: lambda t: 0.3 for name in HEALTHY if name.startswith("codec/p")}, []),
@@ -327,6 +331,7 @@ def test_a_run_that_logged_nothing_is_not_measured(tmp_path):
     verdicts = verdicts_of(run.folder)
     assert verdicts.pop("run") == "fine"
     assert verdicts.pop("critic") == "too early to say"
+    assert verdicts.pop("learning rate") == "fine"
     assert set(verdicts.values()) == {"not measured"}
 
 
@@ -597,4 +602,5 @@ def test_a_training_that_is_spoilt_on_purpose_is_named(small_pictures, tmp_path,
 def test_a_training_that_blows_up_is_told_by_what_the_sentinel_left(small_pictures, tmp_path):
     wild = "--optim.lr", "1e25", "--optim.warmup-steps", "0", "--optim.clip", "0"
     assert train(tmp_path / "run", small_pictures, *wild) == 2
-    assert found_in(tmp_path / "run") == [("fault", "non-finite stop")]
+    both = [("fault", "non-finite stop"), ("fault", "learning rate too high")]
+    assert found_in(tmp_path / "run") == both

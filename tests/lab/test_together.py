@@ -61,6 +61,6 @@ def test_a_sigterm_lets_every_task_save_and_ends_without_a_fault(tmp_path, tasks
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=ask, daemon=True).start()
-    with pytest.raises(SystemExit, match="0"):
+    with pytest.raises(SystemExit, match="130"):
         run()
     assert saved.read_text() == "saved"

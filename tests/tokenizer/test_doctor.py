@@ -156,6 +156,20 @@ def test_prediction_that_codes_do_not_share_is_hidden(r2_latents, r2_codes, expe
 
 
 @pytest.mark.parametrize(
+    ("reads", "advice"),
+    [
+        ("latents", "set causal.reads to codes or noisy"),
+        ("noisy", "set causal.reads to codes, or lower causal.weight"),
+        ("codes", "lower causal.weight"),
+    ],
+)
+def test_what_is_hidden_from_what_a_run_reads_already_needs_other_advice(reads, advice):
+    (finding,) = hidden_prediction(0.9, 0.1, reads, reads)
+    assert finding.change.startswith(advice)
+    assert f"0.90 from {reads} but 0.10 from codes" in finding.seen
+
+
+@pytest.mark.parametrize(
     ("twin", "fault"),
     [
         ({"r2_codes": 1.3, "r2_latents": 0.9}, []),  # the twin's were as good from latents

@@ -2,6 +2,9 @@
 
 import logging
 
+STOPPED = 130
+"""Exit code of what was asked to stop, and goes on later: SIGTERM and Ctrl-C alike."""
+
 _LOG = logging.getLogger("cartok")
 
 

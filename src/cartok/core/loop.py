@@ -67,9 +67,10 @@ def fit(
 ) -> Outcome:
     """Trains a job to its end, going on from the run's newest checkpoint if there is one.
 
-    SIGTERM saves and returns early. On the CPU a training that was killed at any step and taken up
-    again ends bit-identical to one that was not; so does one that SIGTERM stopped, unless under
-    ``recover`` it later goes back to the checkpoint of that moment, which the other has not.
+    SIGTERM, or Ctrl-C, saves and returns early. On the CPU a training that was killed at any step
+    and taken up again ends bit-identical to one that was not; so does one that a signal stopped,
+    unless under ``recover`` it later goes back to the checkpoint of that moment, which the other
+    has not.
 
     Raises:
         NonFiniteError: before the weights move, if the config or the sentinel's budget says so;
@@ -281,17 +282,26 @@ def _put_into_training(job: Job) -> None:
 
 @contextmanager
 def _asked_to_stop() -> Generator[list[int]]:
-    """Yields a list that is empty until SIGTERM comes."""
+    """Yields a list that is empty until SIGTERM or Ctrl-C comes; a second Ctrl-C does not wait."""
     asked: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and number in asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before: dict[int, Any] = {}
     try:
-        before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, note)
     except ValueError:  # not the main thread: signals cannot be caught here
         yield asked
         return
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -152,7 +152,7 @@ class _Lines:
 
     def close(self, name: str, is_done: bool) -> None:
         if is_done:
-            self.say(f"{name}: done in {time.monotonic() - self._started[name]:.1f} s")
+            self.say(f"{name}: took {time.monotonic() - self._started[name]:.1f} s")
 
 
 class _Bars:

@@ -102,6 +102,12 @@ def survey(source: str | Path, progress: Progress | None = None) -> Survey:
     )
 
 
+def _crop_text(crop: int) -> str:
+    if not crop:
+        return f"below {CROPS[0]} px: too small"
+    return f"{crop} px, of the {', '.join(map(str, CROPS))} that the demo takes"
+
+
 def describe(found: Survey) -> str:
     """The survey as lines of text, one fact a line; long lists are cut after ten."""
     count = sum(found.splits.values())
@@ -115,7 +121,7 @@ def describe(found: Survey) -> str:
         ("width", _extent_text(found.width)),
         ("height", _extent_text(found.height)),
         ("short side", _extent_text(found.short_side)),
-        ("largest crop", f"{found.crop} px" if found.crop else f"below {CROPS[0]} px: too small"),
+        ("largest crop", _crop_text(found.crop)),
         ("modes", ", ".join(f"{mode} {num:,}" for mode, num in found.modes.items())),
         ("classes", _classes_text(found.classes)),
         ("one picture", _listed(found.single)),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from cartok.core.errors import STOPPED
 from cartok.core.files import read_json, write_json
 from cartok.core.parallel import World
 from cartok.core.progress import Progress
@@ -236,4 +237,4 @@ def _sample_sheet(pixels: Pixels, labels: torch.Tensor, inputs: ArmInputs):
 def _stop_if_interrupted(is_finished: bool) -> None:
     """After a SIGTERM the stage has saved; the same command goes on from there."""
     if not is_finished:
-        raise SystemExit(0)
+        raise SystemExit(STOPPED)

@@ -109,7 +109,10 @@ def costs_of(job: TokenizerJob) -> str:
         for name, module in counts.items()
         if module is not None
     ]
-    text = f"parameters: {', '.join(words)}; FLOPs a picture: codec {_short(flops.codec)}"
+    tokenizer, side = job.tokenizer, config.view.size
+    rows, places = tokenizer.grid_of(side, side)
+    text = f"{rows * places} tokens of {tokenizer.codebook_size:,} codes; "
+    text += f"parameters: {', '.join(words)}; FLOPs a picture: codec {_short(flops.codec)}"
     if flops.critic:
         text += f", critic {_short(flops.critic)}"
     if flops.causal:

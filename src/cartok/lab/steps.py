@@ -16,6 +16,7 @@ from statistics import median
 import numpy as np
 import torch
 
+from cartok.core.errors import STOPPED
 from cartok.core.job import LoopConfig
 from cartok.core.loop import fit
 from cartok.core.parallel import World
@@ -139,6 +140,7 @@ def step_seconds(
         begin = time.perf_counter()
         with suppress(_NoMoreBatchesError):  # never its end, where a training saves a gigabyte
             fit(timed, job.config.loop, run)
+            raise SystemExit(STOPPED)  # it returns where it was asked to stop, and nowhere else
     return [after - before for before, after in pairwise([begin, *timed.ends])]
 
 

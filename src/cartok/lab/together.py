@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cartok.core.errors import UserError
+from cartok.core.errors import STOPPED, UserError
 from cartok.core.progress import Progress, QueueSink
 
 Task = tuple[Callable[..., None], tuple[Any, ...]]
@@ -48,7 +48,7 @@ def run_together(tasks: dict[str, Task], progress: Progress) -> None:
             if not asked:
                 process.start()
         if asked:
-            raise SystemExit(0)
+            raise SystemExit(STOPPED)
         progress.relay(queue, lambda: _are_over(processes))
     finally:
         _stop(processes)
@@ -58,11 +58,11 @@ def run_together(tasks: dict[str, Task], progress: Progress) -> None:
         signal.signal(signal.SIGTERM, before)
     queue.close()
     if asked:
-        raise SystemExit(0)
+        raise SystemExit(STOPPED)
     _raise_failures(processes)
 
 
-_STOPPED, _REFUSED = 3, 2
+_REFUSED = 2
 
 
 def _work(name: str, task: Task, queue: Any) -> None:
@@ -75,13 +75,13 @@ def _work(name: str, task: Task, queue: Any) -> None:
         progress.say(f"{name}: {' '.join(str(error).split())}")
         raise SystemExit(_REFUSED) from None
     except (SystemExit, KeyboardInterrupt):
-        raise SystemExit(_STOPPED) from None
+        raise SystemExit(STOPPED) from None
 
 
 def _are_over(processes: dict[str, BaseProcess]) -> bool:
     """True when all have ended, or when one has failed, so that the others need not go on."""
     codes = [process.exitcode for process in processes.values()]
-    return None not in codes or any(code not in (None, 0, _STOPPED) for code in codes)
+    return None not in codes or any(code not in (None, 0, STOPPED) for code in codes)
 
 
 def _stop(processes: dict[str, BaseProcess]) -> None:
@@ -93,9 +93,9 @@ def _stop(processes: dict[str, BaseProcess]) -> None:
 def _raise_failures(processes: dict[str, BaseProcess]) -> None:
     codes = {name: process.exitcode for name, process in processes.items()}
     for name, code in codes.items():
-        if code not in (0, _STOPPED):
+        if code not in (0, STOPPED):
             raise UserError(
                 f"{name} ended with exit code {code}; see above, then give --resume to go on"
             )
-    if _STOPPED in codes.values():
-        raise SystemExit(0)
+    if STOPPED in codes.values():
+        raise SystemExit(STOPPED)

@@ -35,7 +35,7 @@ class Vital:
 
 def vitals_of(chart: Chart) -> list[Vital]:
     """Everything that one run tells by itself."""
-    looks = (_run, _reconstruction, _codes, _quantisation, _variance, _prediction, _share,
+    looks = (_run, _rate, _reconstruction, _codes, _quantisation, _variance, _prediction, _share,
              _gradients, _critic, _loader)  # fmt: skip
     return [look(chart) for look in looks]
 
@@ -110,6 +110,11 @@ def _run(chart: Chart) -> Vital:
             chart.saved, f"cartok resume {chart.folder}",
         )  # fmt: skip
     return _vital("run", value, found)
+
+
+def _rate(chart: Chart) -> Vital:
+    rate = chart.setting("optim.lr", 0.0)
+    return _vital("learning rate", f"{rate:g}", faults.rate_too_high(rate))
 
 
 def _reconstruction(chart: Chart) -> Vital:
@@ -224,14 +229,18 @@ def _prediction(chart: Chart) -> Vital:
     size = chart.curve("codec/quantisation_mse") or chart.curve("codec/commitment")
     is_hint = reads == "latents" and chart.setting("causal.space", "lookup") == "lookup"
     found: list[Finding] = []
+    variance = chart.curve("codec/latent_variance")
+    is_probed = chart.last("probe/r2_latents") is not None
+    source = "latents" if is_probed else reads
     if not chart.setting("causal.weight", 0):
         pass  # nothing pulls at the encoder, so it hides nothing
+    elif variance and doctor.latent_collapse(late(variance)):
+        pass  # there is nothing to hide
     elif "codes" in r2:
-        found = doctor.hidden_prediction(r2["latents"], r2["codes"])
+        found = doctor.hidden_prediction(r2["latents"], r2["codes"], source, reads)
     elif is_hint and error and size:
         found = doctor.error_below_quantisation(error, size)
-    is_probed = chart.last("probe/r2_latents") is not None
-    value = f"{r2['latents']:.2f} from {'latents' if is_probed else reads}"
+    value = f"{r2['latents']:.2f} from {source}"
     value += f", {r2['codes']:.2f} from codes" if "codes" in r2 else ""
     return _vital(name, value, found)
 

@@ -102,15 +102,21 @@ def shrunk_beside_twin(variance: float, twin: float) -> list[Finding]:
     )]  # fmt: skip
 
 
-def hidden_prediction(r2_latents: float, r2_codes: float) -> list[Finding]:
-    """Finds a regulariser that is won below the quantisation step, in one run's own numbers."""
+def hidden_prediction(
+    r2_latents: float, r2_codes: float, source: str = "latents", reads: str = "latents"
+) -> list[Finding]:
+    """Finds a regulariser that is won below the quantisation step, in one run's own numbers.
+
+    ``source`` is what the higher R² was read from, ``reads`` what the run's predictor reads.
+    """
     r2_latents, r2_codes = _predicted(r2_latents), _predicted(r2_codes)
     if r2_latents - r2_codes <= HIDDEN_GAP:
         return []
     return [_hiding(
-        f"R² of the next latent is {r2_latents:.2f} from latents but {r2_codes:.2f} from "
+        f"R² of the next latent is {r2_latents:.2f} from {source} but {r2_codes:.2f} from "
         "codes, which are all the prior sees",
         "fault" if r2_codes < 0.5 * r2_latents else "watch",
+        reads,
     )]  # fmt: skip
 
 
@@ -178,9 +184,10 @@ def _shrinkage(seen: str, change: str = "") -> Finding:
     )  # fmt: skip
 
 
-def _hiding(seen: str, severity: Severity = "fault") -> Finding:
+def _hiding(seen: str, severity: Severity = "fault", reads: str = "latents") -> Finding:
+    other = {"latents": "codes or noisy (of causal.space lookup)", "noisy": "codes"}.get(reads)
     return Finding(
         "hidden prediction", severity, seen,
         "the encoder hides the next latent below the quantisation step",
-        "set causal.reads to codes or noisy (of causal.space lookup), or lower causal.weight",
+        f"set causal.reads to {other}, or lower causal.weight" if other else "lower causal.weight",
     )  # fmt: skip

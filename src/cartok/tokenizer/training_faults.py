@@ -27,8 +27,22 @@ UNMOVED, DIVERGED = 0.95, 1.5
 """The reconstruction loss at the end over that at the start, and over the least it has been."""
 STALLED, WAITING = 0.1, 0.02
 """Shares of the time spent waiting for pictures: a tenth of a GPU's bill; more than noise."""
+HIGHEST_RATE = 0.02
+"""Of AdamW, which moves every weight by about as much a step. Recipes take 1e-4 to 3e-3."""
 LONGEST_SILENCE = 600.0
 """Seconds without a line in the log: ten minutes cover an evaluation or a slow start."""
+
+
+def rate_too_high(rate: float) -> list[Finding]:
+    """Finds a rate at which AdamW throws weights about, whatever else goes wrong for it."""
+    if rate <= HIGHEST_RATE:
+        return []
+    return [Finding(
+        "learning rate too high", "fault", f"optim.lr is {rate:g}",
+        "AdamW moves every weight by about that much a step, so nothing that was learned stays; "
+        "other faults may come of it",
+        "set optim.lr to 1e-4 to 3e-3 first",
+    )]  # fmt: skip
 
 
 def dead_gradients(norms: Mapping[str, Curve]) -> list[Finding]:

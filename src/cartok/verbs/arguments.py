@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 
 from cartok.core.config import nearest, read_config
-from cartok.core.errors import UserError
+from cartok.core.errors import STOPPED, UserError
 from cartok.core.progress import Progress
 from cartok.recipes import recipe_of
 
@@ -44,9 +44,18 @@ def parse(cls: Callable[..., T], arguments: list[str], verb: str, default: Any =
 
 
 def with_recipe(
-    cls: Callable[..., T], config: type, table: dict, arguments: list[str], verb: str
+    cls: Callable[..., T],
+    config: type,
+    table: dict,
+    arguments: list[str],
+    verb: str,
+    prefix: str = "",
 ) -> T:
-    """Options over a recipe's config, or over that of ``--config FILE``."""
+    """Options over a recipe's config, or over that of ``--config FILE``.
+
+    The folder it goes to, unless one is named, is ``runs/`` with the recipe's name, after
+    ``prefix``.
+    """
     arguments = list(arguments)
     path = take_option(arguments, "--config")
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
@@ -62,7 +71,7 @@ def with_recipe(
         kind = take_option(arguments, "--model.quantizer")
         kind = kind or take_option(arguments, "--model.quantizer.kind")
         base = _with_quantizer(base, kind)
-    out = Path("runs") / (name or f"{Path(path).resolve().parent.name}-again")
+    out = Path("runs") / (prefix + name if name else f"{Path(path).resolve().parent.name}-again")
     return parse(cls, arguments, f"{verb} {name}".strip(), cls(config=base, out=out))
 
 
@@ -90,8 +99,11 @@ def take_option(arguments: list[str], name: str) -> str:
     return ""
 
 
-def train(action: Callable[[Progress], Any], device: str) -> None:
-    """Runs a training on all ranks; the main one alone shows how far it is and names its folder."""
+def train(action: Callable[[Progress], Any], device: str) -> int:
+    """Runs a training on all ranks; the main one alone shows how far it is and names its folder.
+
+    The exit code is 0 at its end, and ``STOPPED`` before.
+    """
     from cartok.core.parallel import World
 
     world = World.join(device)
@@ -99,6 +111,7 @@ def train(action: Callable[[Progress], Any], device: str) -> None:
         run = action(progress_bar() if world.is_main else Progress())
         if world.is_main:
             print(run.folder)
+        return 0 if run.is_finished or not world.is_main else STOPPED
     finally:
         world.leave()
 

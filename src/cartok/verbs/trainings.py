@@ -75,7 +75,7 @@ def study(arguments: list[str]) -> int:
     return 0 if any(arm.finished for arm in arms) else 1
 
 
-def train_tokenizer(arguments: list[str]) -> None:
+def train_tokenizer(arguments: list[str]) -> int:
     """Trains a tokenizer."""
     from cartok.lab.stages import Launch, run_tokenizer
     from cartok.recipes.tokenizer import TOKENIZERS
@@ -93,10 +93,10 @@ def train_tokenizer(arguments: list[str]) -> None:
 
     chosen = with_recipe(TrainTokenizer, TokenizerRun, TOKENIZERS, arguments, "train-tokenizer")
     launch = Launch(chosen.out, chosen.device, chosen.resume, chosen.overwrite)
-    train(lambda progress: run_tokenizer(chosen.config, launch, progress), launch.device)
+    return train(lambda progress: run_tokenizer(chosen.config, launch, progress), launch.device)
 
 
-def train_prior(arguments: list[str]) -> None:
+def train_prior(arguments: list[str]) -> int:
     """Trains a prior."""
     from cartok.lab.stages import Launch, run_prior
     from cartok.prior.train import PriorRun
@@ -108,9 +108,9 @@ def train_prior(arguments: list[str]) -> None:
 
         config: Annotated[PriorRun, Flat] = field(default_factory=PriorRun)
 
-    chosen = with_recipe(TrainPrior, PriorRun, PRIORS, arguments, "train-prior")
+    chosen = with_recipe(TrainPrior, PriorRun, PRIORS, arguments, "train-prior", "prior-")
     launch = Launch(chosen.out, chosen.device, chosen.resume, chosen.overwrite)
-    train(lambda progress: run_prior(chosen.config, launch, progress), launch.device)
+    return train(lambda progress: run_prior(chosen.config, launch, progress), launch.device)
 
 
 def extract(arguments: list[str]) -> None:
@@ -151,7 +151,7 @@ def extract(arguments: list[str]) -> None:
           f"{manifest.num_tokens} tokens each: {chosen.out}")  # fmt: skip
 
 
-def resume(arguments: list[str]) -> None:
+def resume(arguments: list[str]) -> int:
     """Goes on with a run."""
     from cartok.core.parallel import World
     from cartok.lab import stages
@@ -169,9 +169,11 @@ def resume(arguments: list[str]) -> None:
     chosen = parse(Resume, arguments, "resume")
     path = chosen.run / "demo.json"
     if not path.exists():
-        train(lambda progress: stages.resume(chosen.run, chosen.device, progress), chosen.device)
-    elif World.join(chosen.device).size > 1:
+        return train(
+            lambda progress: stages.resume(chosen.run, chosen.device, progress), chosen.device
+        )
+    if World.join(chosen.device).size > 1:
         raise UserError("a demo runs in one process, but there are more; resume without torchrun")
-    else:
-        launch = stages.Launch(chosen.run, chosen.device, resume=True)
-        run_demo(read_config(DemoConfig, path), launch, progress_bar())
+    launch = stages.Launch(chosen.run, chosen.device, resume=True)
+    run_demo(read_config(DemoConfig, path), launch, progress_bar())
+    return 0
