@@ -46,6 +46,14 @@ def test_files_are_sorted_into_splits_by_name(parquet, held):
     assert val.name_of(1) == f"{held}:1"
 
 
+def test_tables_of_two_data_sets_are_not_taken_for_one(parquet):
+    """Their class numbers mean different things."""
+    parquet("d/one/train.parquet", [0, 1], ANIMALS)
+    folder = parquet("d/two/train.parquet", [0, 1], ["ash", "birch"], seed=9).parent.parent
+    with pytest.raises(UserError, match=r"4 from 'ape' on and train.parquet 2 from 'ash' on"):
+        open_pictures(folder, "train")
+
+
 def test_validation_is_preferred_to_test(parquet):
     for number, word in enumerate(("train", "test", "validation")):
         folder = parquet(f"d/{word}.parquet", [0, 1], seed=10 * number).parent

@@ -102,6 +102,7 @@ def tables_listing(parts: dict[str, list[NamedTable]]) -> Listing:
     held = parts.get(held_word, []) if held_word else []
     chosen = [*train, *held]
     columns = _columns_of(chosen[0])
+    _refuse_other_classes(chosen, columns.names)
     try:
         table = pa.concat_tables([_narrowed(named, columns) for named in chosen])
     except pa.ArrowException as error:
@@ -114,6 +115,18 @@ def tables_listing(parts: dict[str, list[NamedTable]]) -> Listing:
         classes=classes,
         held=is_held if train and held else None,
     )
+
+
+def _refuse_other_classes(tables: Sequence[NamedTable], names: tuple[str, ...]) -> None:
+    """Class numbers of two data sets would be taken for one another."""
+    for named in tables[1:]:
+        others = _columns_of(named).names
+        if names and others and names != others:
+            raise UserError(
+                f"tables of one data set name its classes alike, but {tables[0].name} has "
+                f"{len(names)} from '{names[0]}' on and {named.name} {len(others)} from "
+                f"'{others[0]}' on; give the folder of one"
+            )
 
 
 def _read(file: Path) -> pa.Table:
