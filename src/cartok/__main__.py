@@ -33,7 +33,7 @@ VERBS = (
         "how fast something runs on this device, and how far that is from its limits",
         on_ranks=True,
     ),
-    Verb("report", "a page for a demo or for runs"),
+    Verb("report", "a page for a demo, a study or runs"),
 )
 
 

@@ -195,9 +195,9 @@ def test_a_record_without_curves_or_scores_is_a_row(tmp_path):
 
 
 def test_a_folder_without_summary_or_record_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds neither"):
+    with pytest.raises(UserError, match="holds none"):
         write_report(tmp_path)
-    with pytest.raises(UserError, match="holds neither"):
+    with pytest.raises(UserError, match="holds none"):
         write_report(tmp_path / "nowhere")
     assert not list(tmp_path.iterdir())
 

@@ -69,6 +69,41 @@ class Pair:
     tone: int
 
 
+@dataclass(frozen=True)
+class Dot:
+    """A point of a plane; without a name it is one of several that a named one stands for."""
+
+    name: str
+    x: Number
+    y: Number
+    tone: int
+
+
+def plane_chart(
+    lines: Sequence[Sequence[Dot]], alone: Sequence[Dot], x: str, y: str, label: str
+) -> str:
+    """Named dots, joined where they belong together; small ones for what they are the means of."""
+    figure, axes = _axes(5.4, 3.4)
+    for dot in alone:
+        style: dict[str, Any] = {"color": TONES[dot.tone % len(TONES)], "markersize": 3}
+        axes.plot([dot.x], [dot.y], marker="o", linestyle="", markerfacecolor="none", **style)
+    for line in lines:
+        axes.plot(
+            [dot.x for dot in line], [dot.y for dot in line], marker="o", **_style(line[0].tone)
+        )
+        for dot in line:
+            axes.annotate(
+                dot.name, (dot.x, dot.y), xytext=(5, 4), textcoords="offset points",
+                fontsize=7, color=INK,
+            )  # fmt: skip
+    axes.margins(0.14)
+    for axis, name in ((axes.xaxis, x), (axes.yaxis, y)):
+        axis.set_label_text(name, color=INK)
+        axis.set_major_locator(MaxNLocator(6))
+        axis.set_major_formatter(_PLAIN)
+    return _svg(figure, label)
+
+
 def line_chart(series: Sequence[Series], label: str) -> str:
     """Lines over steps; the vertical axis is logarithmic where values above 0 fall far."""
     figure, axes = _axes(3.6, 2.1)

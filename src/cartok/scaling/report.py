@@ -1,6 +1,7 @@
-"""The report page of a demo, a run or a folder of runs: one HTML file that needs nothing else.
+"""The report page of a demo, a study, a run or a folder of runs: one HTML file, complete by itself.
 
-It reads ``summary.json``, ``record.json`` and pictures, and computes differences and one sum.
+It reads ``summary.json``, ``study.json``, ``record.json`` and pictures, and computes differences,
+means and one sum.
 """
 
 import base64
@@ -16,6 +17,7 @@ from cartok.core.errors import UserError
 from cartok.core.files import read_json, write_text
 from cartok.scaling.figures import demo_figures, run_figures
 from cartok.scaling.measures import ARMS, GROUPS, OTHERS, rows_of, shown, signed, span
+from cartok.scaling.study import COLUMNS, check_study, rows_of_study, study_figures
 from cartok.scaling.verdict import gaming_sentence, verdict_of
 
 PICTURES = {
@@ -33,21 +35,24 @@ PICTURES = {
 
 
 def write_report(folder: str | Path) -> Path:
-    """Writes ``report.html`` into a demo's folder, a run's, or one that holds runs; its path.
+    """Writes ``report.html`` into the folder of a demo, a study, a run or of runs; its path.
 
     Raises:
-        UserError: the folder holds neither a summary nor a record, or one that cannot be read.
+        UserError: the folder holds none of their files, or one that cannot be read.
     """
     folder = Path(folder)
-    records = _records(folder)
-    if (folder / "summary.json").is_file():
+    is_study = (folder / "study.json").is_file()
+    records = {} if is_study else _records(folder)
+    if is_study:
+        page = _study_page(folder / "study.json")
+    elif (folder / "summary.json").is_file():
         page = _demo_page(folder, _read_summary(folder / "summary.json"), records)
     elif records:
         page = _runs_page(folder, records)
     else:
         raise UserError(
-            f"a report is made of summary.json or record.json, but {folder} holds neither; "
-            "give the folder of a demo or of runs that have ended"
+            "a report is made of summary.json, study.json or record.json, but "
+            f"{folder} holds none; give the folder of a demo, a study, or of runs that have ended"
         )
     write_text(folder / "report.html", page)
     return folder / "report.html"
@@ -98,6 +103,19 @@ def _runs_page(folder: Path, records: dict[str, dict]) -> str:
         runs=[_run(name, record) for name, record in records.items()],
         score_names=sorted({name for record in records.values() for name in _scores(record)}),
         figures=run_figures(records),
+    )  # fmt: skip
+
+
+def _study_page(path: Path) -> str:
+    study = check_study(read_json(path, "a study"), str(path))
+    return _environment().get_template("study.html.jinja").render(
+        title=study["name"],
+        rows=rows_of_study(study),
+        columns=list(COLUMNS.values()),
+        warnings=study["warnings"],
+        figures=study_figures(study),
+        about=study["provenance"],
+        yardstick=study["config"].get("yardstick", {}),
     )  # fmt: skip
 
 

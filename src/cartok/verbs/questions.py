@@ -155,7 +155,7 @@ def report(arguments: list[str]) -> None:
 
     @dataclass(frozen=True)
     class Report:
-        """A page for a demo's folder, a run, or a folder of runs."""
+        """A page for a demo's folder, a study's, a run, or a folder of runs."""
 
         folder: First[Path]
 

@@ -1,0 +1,144 @@
+"""A study's arms as a table and on planes: what a prior can exploit against reconstruction.
+
+Reads ``study.json`` alone. Arms that differ in nothing but the number of codes are one curve; the
+question is whether the curve with the regulariser lies below the one without.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from cartok.core.errors import UserError
+from cartok.scaling.charts import Dot, plane_chart
+from cartok.scaling.figures import Figure
+from cartok.scaling.measures import Cell, shown, span
+
+COLUMNS = {
+    "rfd": "rFD",
+    "psnr_db": "PSNR, dB",
+    "gfd": "gFD",
+    "gkd": "gKD",
+    "prior_bits_per_image": "bits/image",
+    "prior_nats_per_token": "nats/token",
+    "next_latent_r2": "R² from latents",
+    "probe_r2_quantised": "R² from codes",
+    "next_latent_mse": "next-latent error",
+    "commitment_mse": "quantisation error",
+    "latent_variance": "latent variance",
+    "code_usage": "usage",
+    "code_perplexity": "perplexity",
+    "tokenizer_steps": "steps",
+}
+"""Scores by heading, in the order of the table."""
+
+PLANES = {
+    "gfd": ("Generation against reconstruction", "gFD", "lower left is better"),
+    "prior_bits_per_image": (
+        "What the prior must learn against reconstruction",
+        "bits/image",
+        "fewer bits at equal rFD: tokens that are easier to predict, not poorer",
+    ),
+}
+"""What is drawn over rFD: title, axis, and the words under it."""
+
+
+@dataclass(frozen=True)
+class ArmRow:
+    """One arm of the table."""
+
+    name: str
+    tone: int
+    finished: int
+    note: str
+    cells: list[str]
+    """By ``COLUMNS``; a dash for what is missing."""
+
+
+def rows_of_study(study: dict[str, Any]) -> list[ArmRow]:
+    """Every arm, with its means over seeds."""
+    tones = _tones(study)
+    return [
+        ArmRow(
+            name=arm["name"],
+            tone=tones[arm["name"]],
+            finished=arm["finished"],
+            note="; ".join(arm["failures"][:1]),
+            cells=[_text(arm["scores"].get(key)) for key in COLUMNS],
+        )
+        for arm in study["arms"]
+    ]
+
+
+def study_figures(study: dict[str, Any]) -> list[Figure]:
+    """A plane for each of ``PLANES`` that at least one run has a point on."""
+    return [figure for key in PLANES if (figure := _plane(study, key))]
+
+
+def families_of(study: dict[str, Any]) -> list[list[str]]:
+    """Names of arms that differ in nothing but the number of codes, fewest codes first."""
+    families: dict[str, list[tuple[int, str]]] = {}
+    for arm in study["config"]["arms"]:
+        tokenizer = json.loads(json.dumps(arm["tokenizer"]))
+        codes = tokenizer["model"]["quantizer"].pop("codebook_size", 0)
+        families.setdefault(json.dumps(tokenizer, sort_keys=True), []).append((codes, arm["name"]))
+    return [[name for _, name in sorted(family)] for family in families.values()]
+
+
+def check_study(study: Any, path: str) -> dict[str, Any]:
+    """The study, if it is one as far as a page needs it.
+
+    Raises:
+        UserError: it is not.
+    """
+    wanted = ("name", "config", "arms", "runs", "warnings", "provenance")
+    if not isinstance(study, dict) or any(key not in study for key in wanted):
+        raise UserError(f"a study is what 'cartok study' wrote, but {path} is not; run it again")
+    return study
+
+
+def _tones(study: dict[str, Any]) -> dict[str, int]:
+    return {name: tone for tone, family in enumerate(families_of(study)) for name in family}
+
+
+def _plane(study: dict[str, Any], key: str) -> Figure | None:
+    found: dict[str, list[tuple[float, float]]] = {}
+    for run in study["runs"]:
+        scores = run.get("scores", {})
+        values = [scores.get(name, {}).get("value") for name in ("rfd", key)]
+        if None not in values:
+            found.setdefault(run["arm"], []).append((values[0], values[1]))
+    if not found:
+        return None
+    lines = []
+    for tone, family in enumerate(families_of(study)):
+        here = [name for name in family if name in found]
+        lines.append([Dot(name, *_middle(found[name]), tone) for name in here])
+    alone = [
+        Dot("", x, y, tone)
+        for tone, family in enumerate(families_of(study))
+        for name in family
+        for x, y in found.get(name, ())
+        if len(found[name]) > 1
+    ]
+    title, axis, note = PLANES[key]
+    told = ", ".join(f"{d.name} {shown(d.x)} and {shown(d.y)}" for line in lines for d in line)
+    label = f"{title}: rFD and {axis} of each arm: {told}."
+    chart = plane_chart([line for line in lines if line], alone, "rFD", axis, label)
+    return Figure(title, note, Markup(chart))
+
+
+def _middle(points: list[tuple[float, float]]) -> tuple[float, float]:
+    return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
+
+
+def _text(score: dict[str, Any] | None) -> str:
+    if score is None or score["value"] is None:
+        return "–"
+    over = score["receipt"].get("over_seeds")
+    if over:
+        low, high = over["interval"]
+        return f"{shown(score['value'])} [{shown(low)}, {shown(high)}]"
+    interval = Cell(score["value"], score["unit"], score["receipt"]).interval
+    return f"{shown(score['value'])} {span(interval)}" if interval else shown(score["value"])

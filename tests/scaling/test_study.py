@@ -1,0 +1,98 @@
+import json
+import re
+
+import pytest
+
+from cartok.core.errors import UserError
+from cartok.scaling.report import write_report
+from cartok.scaling.study import COLUMNS, families_of, rows_of_study, study_figures
+
+
+def score(value, **receipt):
+    return {"value": value, "unit": "", "receipt": receipt}
+
+
+def study_of(arms, **changes):
+    """A study of arms: name to codes, weight, and a seed's (rFD, gFD, bits) each."""
+    config = [
+        {
+            "name": name,
+            "tokenizer": {
+                "model": {"quantizer": {"kind": "vq", "codebook_size": codes}},
+                "causal": {"weight": weight},
+            },
+        }
+        for name, (codes, weight, _) in arms.items()
+    ]
+    runs = [
+        {"arm": name, "seed": seed, "status": "finished", "scores": {
+            "rfd": score(rfd), "gfd": score(gfd), "prior_bits_per_image": score(bits)}}
+        for name, (_, _, seeds) in arms.items()
+        for seed, (rfd, gfd, bits) in enumerate(seeds)
+    ]  # fmt: skip
+    means = [
+        {"name": name, "finished": len(seeds), "failures": [] if seeds else ["a loss is nan"],
+         "scores": {"rfd": score(seeds[0][0], bootstrap={"interval": [1.0, 9.0]}),
+                    "gfd": score(4.5, over_seeds={"interval": [4.0, 5.0]})} if seeds else {}}
+        for name, (_, _, seeds) in arms.items()
+    ]  # fmt: skip
+    return {"name": "small", "config": {"arms": config, "yardstick": {"samples": 512}},
+            "arms": means, "runs": runs, "warnings": ["causal: it shrank"],
+            "provenance": {"device": "cpu"}} | changes  # fmt: skip
+
+
+ARMS = {
+    "base": (512, 0.0, [(3.0, 20.0, 1500.0), (3.2, 22.0, 1520.0)]),
+    "causal": (512, 1.0, [(3.4, 18.0, 1400.0)]),
+    "base-256": (256, 0.0, [(4.0, 21.0, 1300.0)]),
+    "broken": (512, 2.0, []),
+}
+
+
+def test_arms_that_differ_in_codes_alone_are_one_family_from_fewest_to_most():
+    assert families_of(study_of(ARMS)) == [["base-256", "base"], ["causal"], ["broken"]]
+
+
+def test_a_plane_shows_every_arm_that_has_ended_at_the_mean_of_its_seeds():
+    gfd, bits = study_figures(study_of(ARMS))
+    label = re.search(r'aria-label="([^"]*)"', str(gfd.svg)).group(1)
+    assert label == (
+        "Generation against reconstruction: rFD and gFD of each arm: "
+        "base-256 4 and 21, base 3.100 and 21, causal 3.400 and 18."
+    )
+    for name in ("base", "base-256", "causal"):
+        assert f">{name}<" in str(gfd.svg)
+    assert "broken" not in str(gfd.svg)
+    assert "bits/image" in str(bits.svg)
+
+
+def test_without_a_finished_run_there_is_no_plane():
+    assert study_figures(study_of({"broken": (512, 0.0, [])})) == []
+
+
+def test_a_row_has_means_with_intervals_dashes_and_the_reason_of_a_failure():
+    rows = {row.name: row for row in rows_of_study(study_of(ARMS))}
+    cells = dict(zip(COLUMNS, rows["base"].cells, strict=True))
+    assert cells["rfd"] == "3 [1, 9]"
+    assert cells["gfd"] == "4.500 [4, 5]"
+    assert cells["psnr_db"] == "–"
+    assert rows["base"].tone == rows["base-256"].tone != rows["causal"].tone
+    assert (rows["broken"].finished, rows["broken"].note) == (0, "a loss is nan")
+    assert set(rows["broken"].cells) == {"–"}
+
+
+def test_the_page_of_a_study_stands_alone(tmp_path):
+    (tmp_path / "study.json").write_text(json.dumps(study_of(ARMS)))
+    page = write_report(tmp_path).read_text()
+    assert "<h1>small</h1>" in page
+    assert page.count("<svg role=") == 2
+    assert "causal: it shrank" in page
+    assert not re.search(r"https?://(?!www\.w3\.org)", page)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"name": "x"}'])
+def test_what_is_no_study_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "study.json").write_text(content)
+    with pytest.raises(UserError, match="a study is what 'cartok study' wrote") as refusal:
+        write_report(tmp_path)
+    assert "\n" not in str(refusal.value)
