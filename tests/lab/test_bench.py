@@ -109,7 +109,8 @@ def test_the_command_line_prints_the_table_and_writes_the_json(tmp_path, capsys)
 def test_two_ranks_measure_themselves_and_then_train_together(tmp_path):
     path = tmp_path / "bench.json"
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    asked = ["bench", "tokenizer", "--tiny", "--device", "cpu", "--json", str(path)]
+    toy = ["--recipe", "causal-toy", "--tiny", "--device", "cpu"]
+    asked = ["bench", "tokenizer", *toy, "--json", str(path)]
     done = subprocess.run(
         [sys.executable, *launch, "-m", "cartok", *asked],
         capture_output=True, text=True, timeout=280, check=False,

@@ -46,7 +46,7 @@ def test_the_full_distance_is_the_score_where_there_is_one_and_the_other_stands_
 
 
 @pytest.mark.slow
-def test_each_prior_takes_the_guidance_whose_samples_come_nearest(pictures):
+def test_each_prior_takes_the_guidance_whose_samples_come_nearest(pictures, monkeypatch):
     """Drawn with another seed than those that are scored, which it never sees."""
     yardstick = Yardstick(
         samples=512, reference=512, held=512, guidances=(1.0, 2.0, 3.0), scan_samples=512
@@ -55,6 +55,14 @@ def test_each_prior_takes_the_guidance_whose_samples_come_nearest(pictures):
     inputs = arm_inputs(view, pictures["train"], pictures["val"], World(), "cpu", yardstick)
     assert inputs.scan_features is not None
     asked = []
+
+    def distance(pixels, reference, what):
+        assert reference is inputs.scan_features
+        brightness = pixels.float().mean().item()
+        return {"fd_effnet64": Score(brightness, "", {})}
+
+    monkeypatch.setattr(arm_module, "_featurised", lambda pixels, inputs, device: pixels)
+    monkeypatch.setattr(arm_module, "score_pictures", distance)
 
     class Draws(arm_module._Draws):
         device = torch.device("cpu")

@@ -141,5 +141,5 @@ if __name__ == "__main__":
     asked = json.loads(sys.stdin.readline())
     answers = {name: Case(**case).errors() for name, case in asked.items()}
     answers["can run"] = {"at all": float(not fused.works(torch.device("cpu")))}
-    answers |= {f"codec {levels}": whole_codec(levels) for levels in (0, 1, 2)}
+    answers |= {f"codec {levels}": whole_codec(levels) for levels in (0, 2)}
     print(json.dumps(answers))
