@@ -151,17 +151,22 @@ def test_a_deeper_decoder_starts_anew_and_reads_the_same_tokens(kept, tune, pict
     assert after.image_of(tokens).shape == everything.image.shape
 
 
-def test_a_tuning_that_died_goes_on_to_the_same_end(kept, tune):
-    _, source = kept()
-    config = tuning(source, steps=6, ema=0.5)
-    whole, _ = tune(config)
+def strike(tune, config) -> None:
+    """Kills a training in the folder ``struck`` at its third step."""
 
-    def strike(done: int, words: str) -> None:
+    def tick(done: int, words: str) -> None:
         if done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune(config, "struck", tick=strike)
+        tune(config, "struck", tick=tick)
+
+
+def test_a_tuning_that_died_goes_on_to_the_same_end(kept, tune):
+    _, source = kept()
+    config = tuning(source, steps=6, ema=0.5)
+    whole, _ = tune(config)
+    strike(tune, config)
     again, _ = tune(config, "struck")
     assert unequal(again.tokenizer.state_dict(), whole.tokenizer.state_dict()) == []
 
@@ -173,13 +178,7 @@ def test_a_training_that_died_goes_on_whatever_became_of_where_it_started(
     _, source = kept()
     config = replace(tuning(source), trains=trains, data=str(picture_folder), evaluations=())
     whole, _ = tune(config)
-
-    def strike(done: int, words: str) -> None:
-        if done == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        tune(config, "struck", tick=strike)
+    strike(tune, config)
     shutil.rmtree(source)
     if fate == "trained on":
         Tokenizer(model_of()).save(tmp_path / "kept" / "model")
