@@ -8,7 +8,7 @@ import torch
 from scipy.stats import t as student
 
 from cartok.lab.inputs import Scores
-from cartok.scaling.measures import Cell, Interval, shown, span
+from cartok.scaling.measures import Cell
 from cartok.tokenizer.doctor import Measures, gaming_of, measures_of
 
 LEVEL = 0.9
@@ -110,16 +110,7 @@ def _table(arms: list[ArmMeans], columns: dict[str, str]) -> str:
 
 
 def _text(score: dict[str, Any] | None) -> str:
-    if score is None:
-        return "-"
-    interval = _interval(score)
-    return f"{shown(score['value'])} {span(interval)}" if interval else shown(score["value"])
-
-
-def _interval(score: dict[str, Any]) -> Interval | None:
-    if over_seeds := score["receipt"].get("over_seeds"):
-        return Interval(*over_seeds["interval"], f"{LEVEL:.0%} of seeds")
-    return Cell(score["value"], score["unit"], score["receipt"]).interval
+    return "-" if score is None else Cell(**score).text
 
 
 def _of_one(name: str, runs: list[dict[str, Any]]) -> ArmMeans:

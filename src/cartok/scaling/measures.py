@@ -147,7 +147,9 @@ class Cell:
 
     @property
     def interval(self) -> Interval | None:
-        """From the receipt: a bootstrap's ends, or a standard error; ``None`` if it has neither."""
+        """From the receipt: over seeds, a bootstrap's, or by a standard error; else ``None``."""
+        if seeds := self.receipt.get("over_seeds"):
+            return Interval(*seeds["interval"], f"{seeds.get('level', 0.9):.0%} of seeds")
         bootstrap, error = self.receipt.get("bootstrap"), self.receipt.get("standard_error")
         if isinstance(bootstrap, dict) and "interval" in bootstrap:
             low, high = bootstrap["interval"]
@@ -156,6 +158,12 @@ class Cell:
             reach = NORMAL_90 * error
             return Interval(self.value - reach, self.value + reach, "90% by the standard error")
         return None
+
+    @property
+    def text(self) -> str:
+        """The value, with its interval if it has one."""
+        interval = self.interval
+        return f"{shown(self.value)} {span(interval)}" if interval else shown(self.value)
 
 
 @dataclass(frozen=True)
@@ -176,9 +184,7 @@ class Row:
     def text(self, arm: str) -> str:
         """An arm's value with its interval; empty if it has none."""
         cell = self.cells.get(arm)
-        if cell is None:
-            return ""
-        return f"{shown(cell.value)} {span(cell.interval)}" if cell.interval else shown(cell.value)
+        return "" if cell is None else cell.text
 
     @property
     def obstacles(self) -> list[str]:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from cartok.core.errors import UserError
 from cartok.scaling.charts import Dot, plane_chart
 from cartok.scaling.figures import Figure
-from cartok.scaling.measures import Cell, shown, span
+from cartok.scaling.measures import Cell, shown
 
 COLUMNS = {
     "rfd": "rFD",
@@ -134,11 +134,4 @@ def _middle(points: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _text(score: dict[str, Any] | None) -> str:
-    if score is None or score["value"] is None:
-        return "–"
-    over = score["receipt"].get("over_seeds")
-    if over:
-        low, high = over["interval"]
-        return f"{shown(score['value'])} [{shown(low)}, {shown(high)}]"
-    interval = Cell(score["value"], score["unit"], score["receipt"]).interval
-    return f"{shown(score['value'])} {span(interval)}" if interval else shown(score["value"])
+    return "–" if score is None or score["value"] is None else Cell(**score).text
