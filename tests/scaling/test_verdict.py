@@ -108,3 +108,10 @@ def test_both_ways_to_game_the_regulariser_are_told_in_numbers(summary):
     assert "R² from latents by +0.21" in text
     assert "R² from codes by +0.18" in text
     assert gaming_sentence({}) == ""
+
+
+@pytest.mark.parametrize(("one", "other"), [(3.489, 3.339), (3.133, 3.001)])
+def test_what_two_machines_made_of_one_seed_is_no_difference(judged, one, other):
+    """Either arm of the demo, measured."""
+    _, texts = judged(prior_nats_per_token=((one,), (other,)))
+    assert "hardly moved" in texts["Prediction"]

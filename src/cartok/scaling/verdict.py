@@ -5,9 +5,9 @@ from typing import Any
 
 from cartok.scaling.measures import Row, Rows, shown
 
-SEED_SPREAD_PERCENT = 3.0
-"""How far two seeds of one recipe may differ in prior loss (a first scratch trial: two seeds of
-one baseline were 3 % apart in bits a picture)."""
+SEED_SPREAD_PERCENT = 5.0
+"""How far two runs of one recipe may differ in prior loss: one seed of the demo, rounded otherwise
+on two machines, was 4 to 5 % apart in either arm; two seeds of a scratch trial 3 %."""
 
 RECONSTRUCTION, SAMPLES = ("rfd", "rkd"), ("gfd", "gkd")
 """The distance that is judged by, and the one that has to agree where it was measured."""
@@ -78,7 +78,7 @@ def _prediction(rows: Rows) -> str:
         return ""
     verb = {"lower": "fell", "higher": "rose", "alike": "hardly moved"}[moved]
     text = f"The prior's loss {verb}: {_both(row)} {row.unit} ({row.percent_text}). "
-    spread = f"the {SEED_SPREAD_PERCENT:.0f}% by which two seeds of one recipe may differ"
+    spread = f"the {SEED_SPREAD_PERCENT:.0f}% by which two runs of one recipe may differ"
     if moved == "alike":
         return f"{text}That is less than {spread}, so {NO_CLAIM}."
     text += f"That is more than {spread}, but it is one seed."
