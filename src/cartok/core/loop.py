@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cartok.core.average import Average
 from cartok.core.capture import Computed, Replayed, records_on
 from cartok.core.checkpoint import TrainingState, load_state, save_state
+from cartok.core.compiled import as_written
 from cartok.core.fault import fault_of
 from cartok.core.files import finite
 from cartok.core.job import (
@@ -313,7 +314,7 @@ def _undisturbed(job: Job, world: World) -> Generator[None]:
     for module in job.modules.values():
         module.eval()
     try:
-        with torch.random.fork_rng(devices), torch.no_grad():
+        with torch.random.fork_rng(devices), torch.no_grad(), as_written():
             yield
     finally:
         for part, mode in zip(parts, modes, strict=True):

@@ -102,7 +102,6 @@ def job_of(run: TokenizerRun, world: World, random_vgg: bool) -> TokenizerJob:
         job.config, job.parts = run, replace(job.parts, perceptual=vgg)
         job.flops = count_flops(job.parts.on_meta, run.losses, run.view.size)
     if run.compile:
-        torch.compiler.reset()  # or a second job's other shapes would be compiled as variable
         job.parts.compile()
     return job
 

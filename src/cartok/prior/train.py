@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cartok.core.compiled import as_written, compile_in_place
 from cartok.core.config import config
 from cartok.core.job import Evaluation, EvaluationConfig, LoopConfig, Mover, Phase, Terms
 from cartok.core.loop import Outcome, fit
@@ -37,6 +38,9 @@ class PriorRun:
         lr=3e-3, warmup_from=3e-4, warmup_steps=5000, schedule="cosine", weight_decay=0.05
     )
     loop: LoopConfig = LoopConfig(steps=375_000, batch=256)
+    compile: bool = False
+    """Fuses each layer by torch.compile: half a minute at the start, then several times the speed
+    of a small prior on a GPU."""
     evaluations: tuple[EvaluationConfig, ...] = ()
     seed: int = 0
 
@@ -71,6 +75,8 @@ class PriorJob:
         )
         prior = Prior(shape, tokenizer_digest=manifest.tokenizer_digest, classes=manifest.classes)
         self.prior = world.shard(prior)
+        if config.compile:
+            compile_in_place(self.prior.transformer.blocks)
         self.modules = {"prior": self.prior}
         rate = rate_of(config.optim, config.loop.steps)
         optimizer = adamw_of(config.optim, self.prior.parameters())
@@ -155,7 +161,8 @@ def nats_per_position(
     num = min(num, len(shards))
     for rows in torch.linspace(0, len(shards) - 1, num).round().long().split(batch):
         tokens, labels = first_views(shards, rows.tolist()), shards.labels[rows]
-        total += prior.nats(tokens.to(device), labels.to(device)).cpu().double().sum(0)
+        with as_written():
+            total += prior.nats(tokens.to(device), labels.to(device)).cpu().double().sum(0)
     prior.train(was_training)
     return total / num
 

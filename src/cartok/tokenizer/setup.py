@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cartok.core.checkpoint import TrainingState, load_state, put_tensors
+from cartok.core.compiled import compile_in_place
 from cartok.core.config import config, dict_of
 from cartok.core.errors import UserError
 from cartok.core.job import EvaluationConfig, LoopConfig
@@ -145,9 +146,10 @@ class Parts:
 
     def compile(self) -> None:
         """Compiles in place everything but the codec and its quantizer."""
-        for module in (self.causal, self.critic, self.alignment, self.twin, self.perceptual):
-            if module is not None:
-                module.compile()
+        parts = (self.critic, self.alignment, self.perceptual)
+        predictors = [p.transformer for p in (self.causal, self.twin) if p is not None]
+        layers = [block for transformer in predictors for block in transformer.blocks]
+        compile_in_place([*layers, *(module for module in parts if module is not None)])
 
 
 def _on_meta(module: M | None) -> M | None:

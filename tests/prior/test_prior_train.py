@@ -1,0 +1,61 @@
+"""The prior's training job: compiled or not, its losses are the same."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from cartok.core.config import config_of, dict_of
+from cartok.core.loop import fit
+from cartok.core.parallel import World
+from cartok.core.run import Run, read_log
+from cartok.data.tokens import TokenManifest, TokenWriter, open_tokens
+from cartok.data.views import View
+from cartok.prior.train import PriorJob, PriorRun, nats_per_position
+from cartok.recipes.prior import toy
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Tokens that count up from a random one, so that there is something to learn."""
+    manifest = TokenManifest(
+        tokenizer_digest="t", codebook_size=16, grid=(2, 4), classes=("a", "b"), source="none",
+        picture_digests={"train": "d"}, view=View(size=16), kind="center",
+    )  # fmt: skip
+    writer = TokenWriter(tmp_path / "tokens", manifest)
+    first = torch.randint(16, (64, 1, 1), generator=torch.Generator().manual_seed(0))
+    writer.add("train", (first + torch.arange(8)) % 16, torch.arange(64) % 2)
+    writer.finish()
+    return open_tokens(tmp_path / "tokens", "train")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch reads it itself
+def test_a_compiled_prior_trains_as_a_plain_one_does(shards, tmp_path, monkeypatch):
+    """Traced and differentiated as on a GPU; what is traced then runs as it is."""
+    plain = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: plain(self, backend="aot_eager"))
+
+    def train(asked: bool) -> tuple[list[dict[str, float]], torch.Tensor]:
+        run = toy()
+        loop = replace(run.loop, steps=3, batch=8, log_every=1)
+        run = replace(run, compile=asked, loop=loop)
+        job = PriorJob(run, shards, World())
+        fit(job, loop, Run.open(tmp_path / str(asked), run, kind="prior"))
+        return read_log(tmp_path / str(asked)), nats_per_position(
+            job.prior, shards, 9, torch.device("cpu"), batch=4
+        )
+
+    (mine, my_nats), (wanted, their_nats) = train(True), train(False)
+    torch.compiler.reset()
+    for line, other in zip(mine, wanted, strict=True):
+        losses = {k: v for k, v in other.items() if not k.startswith("speed/")}
+        assert {k: line[k] for k in losses} == pytest.approx(losses, rel=1e-4, abs=1e-6)
+    torch.testing.assert_close(my_nats, their_nats, rtol=1e-4, atol=1e-6)
+
+
+def test_a_config_stored_before_compiling_was_a_choice_means_plain():
+    stored = dict_of(replace(toy(), compile=True))
+    del stored["compile"]
+    assert config_of(PriorRun, stored) == toy()
