@@ -17,6 +17,9 @@ from cartok.core.precision import full_precision
 _PLAIN_CELLS = 1024
 """Up to here attention writes its table out: no fused kernel knows heads of 512 channels well."""
 
+_FUSED_CHANNELS = 128
+"""Up to here a GPU's fused kernels know heads well, whatever the grid."""
+
 
 class Pending(NamedTuple):
     """h + bias, + x if there is one, not added yet: who takes it adds it in a pass of its own.
@@ -118,7 +121,7 @@ class GridAttention(nn.Module):
         _, channels, rows, cols = x.shape
         qkv = self.qkv(self.norm(x)).movedim(1, -1).flatten(1, 2)  # batch, cell, 3 * channel
         q, k, v = qkv.chunk(3, dim=-1)
-        if rows * cols <= _PLAIN_CELLS:
+        if rows * cols <= _PLAIN_CELLS and not (x.is_cuda and channels <= _FUSED_CHANNELS):
             h = (q @ k.mT * channels**-0.5).softmax(-1).to(v.dtype) @ v
         else:
             h = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None]).squeeze(1)
