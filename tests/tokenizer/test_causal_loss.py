@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from cartok.layers import TransformerConfig
-from cartok.tokenizer.causal import CausalPredictor
+from cartok.tokenizer.causal import CausalPredictor, _rate
 from cartok.tokenizer.controls import CausalLoss
 from cartok.tokenizer.model import Encoded
 from cartok.tokenizer.order import in_raster_order, order_of
@@ -307,6 +307,46 @@ def test_the_encoder_feels_the_cross_entropy_through_what_is_read_alone():
     felt = in_raster_order(gradient).abs().amax((0, 2))
     assert (felt[:-1] > 0).all()
     assert felt[-1] == 0  # the last cell is a target and nothing else
+
+
+@STARTS
+def test_the_rate_is_torchs_of_gaussians_over_noisy_latents(start):
+    """Nats a channel, but for the constant half log of 2 pi."""
+    latents = toys.some_latents()
+    encoded = toys.encoded_of(latents, latents + 0.3)
+    predictor = toys.small_predictor(loss="rate", reads="noisy", start=start)
+    found = predictor.regularise(encoded, 1.0, torch.Generator().manual_seed(1)).loss
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+    noisy = latents + 0.3 * noise
+    predicted = predictor(noisy)
+    aim = predictor.sequence_of(noisy)[:, -predicted.shape[1] :]
+    gaussian = torch.distributions.Normal(predicted[..., :-1], (0.5 * predicted[..., -1:]).exp())
+    nats = -gaussian.log_prob(aim).mean() - 0.5 * math.log(2 * math.pi)
+    assert found.item() == pytest.approx(nats.item(), abs=1e-5)
+
+
+def test_of_one_deviation_for_all_cells_the_rate_is_l2():
+    predicted, target = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    at = {}
+    for variance in (0.5, 2.0):
+        log = torch.full((2, 5, 1), math.log(variance))
+        _, at[variance] = _rate(torch.cat([predicted, log], dim=-1), target)
+    mse = (predicted - target).square().mean()
+    for variance, rate in at.items():
+        assert rate.item() == pytest.approx((mse / variance + math.log(variance)).item() / 2)
+
+
+def test_what_is_watched_beside_a_rate_is_of_the_latents_themselves():
+    latents = toys.some_latents()
+    predictor = toys.small_predictor(loss="rate", reads="noisy")
+    found = predictor.regularise(
+        toys.encoded_of(latents, latents + 0.3), 1.0, torch.Generator().manual_seed(1)
+    )
+    target = predictor.sequence_of(latents)[:, 1:]
+    assert found.latent_variance == pytest.approx(target.var((0, 1), correction=0).mean().item())
+    assert found.next_latent_r2 == pytest.approx(
+        (1 - found.next_latent_mse / found.latent_variance).item(), abs=1e-5
+    )
 
 
 def test_the_cosine_loss_sees_directions_only():

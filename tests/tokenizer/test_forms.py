@@ -48,7 +48,7 @@ def test_without_annealing_the_weight_is_full_at_once(anneal):
 
 # ------------------------------------------------------------------ which fields go together
 
-OFF_LOOKUP, NOT_L2 = ("projected", "encoder"), ("cosine", "ce")
+OFF_LOOKUP, NOT_L2 = ("projected", "encoder"), ("cosine", "ce", "rate")
 CONTRADICTIONS = [
     # what is refused: a value of each field with any of the other's; and what is said of it
     (
@@ -63,12 +63,20 @@ CONTRADICTIONS = [
     ("loss", NOT_L2, "scale", ("variance", "live"), "is of loss 'l2'; take it back to 'auto'"),
     ("loss", ("ce",), "target", ("detached", "codes"), "loss 'ce' predicts tokens, not"),
     ("scale", ("live",), "target", ("detached",), "scale 'live' has no gradient"),
+    ("loss", ("rate",), "reads", ("latents", "codes"), "loss 'rate' is of noisy latents"),
+    ("loss", ("rate",), "target", ("detached", "codes"), "loss 'rate' is of noisy latents"),
 ]
 
 
+def _is_of_codes(form: dict) -> bool:
+    return form["loss"] == "ce" and form["space"] in OFF_LOOKUP
+
+
 def contradicts_itself(form: dict) -> bool:
-    sampled_tokens = form["loss"] == "ce" and form["scheduled_sampling"] > 0
-    return (form["space"] in OFF_LOOKUP and sampled_tokens) or any(
+    is_sampled = form["scheduled_sampling"] > 0
+    if is_sampled and (form["loss"] == "rate" or _is_of_codes(form)):
+        return True
+    return any(
         form[one] in ones and form[other] in others
         for one, ones, other, others, _ in CONTRADICTIONS
     )
@@ -89,6 +97,12 @@ def test_sampled_tokens_belong_to_the_look_up(space):
     assert "\n" not in str(caught.value)
 
 
+def test_a_rate_is_not_sampled():
+    with pytest.raises(ConfigError, match="loss 'rate' predicts deviations, too; take") as caught:
+        toys.config_with(loss="rate", reads="noisy", scheduled_sampling=0.5)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"weight": -1.0}, {"anneal_steps": -1}, {"weight": float("nan")}, {"reads": "tokens"},
@@ -106,7 +120,7 @@ def test_senseless_choices_are_refused(change):
 
 CHOICES = {
     "space": ["lookup", "projected", "encoder"],
-    "loss": ["l2", "cosine", "ce"],
+    "loss": ["l2", "cosine", "ce", "rate"],
     "reads": ["latents", "codes", "noisy"],
     "target": ["latents", "detached", "codes"],
     "reduction": ["mean", "sum", "norm"],

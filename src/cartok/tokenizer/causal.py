@@ -17,6 +17,7 @@ What the paper leaves open is a field of ``CausalConfig`` (``forms.py``).
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,6 +31,9 @@ from cartok.tokenizer.order import Permutation, in_order, in_raster_order, on_gr
 
 CodesOf = Callable[[Tokens], Codes]
 """A quantizer's codebook, as a function."""
+
+
+_LOG_RANGE = 12.0  # of a predicted variance: far beyond what noise leaves possible
 
 
 class CausalPredictor(nn.Module):
@@ -49,7 +53,7 @@ class CausalPredictor(nn.Module):
         self.config = config
         self.read = nn.Linear(channels, config.transformer.width)
         self.transformer = Transformer(config.transformer)
-        outputs = codebook_size if config.loss == "ce" else channels
+        outputs = {"ce": codebook_size, "rate": channels + 1}.get(config.loss, channels)
         self.write = nn.Linear(config.transformer.width, outputs)
         self._places: dict[tuple, tuple[Permutation, Rotary]] = {}
         if config.start == "learned":
@@ -112,7 +116,10 @@ class CausalPredictor(nn.Module):
             return CausalLoss(loss, None, None, next_token_accuracy=right, **watched)
         target = self.sequence_of(self._target(latents, encoded))[:, -num:].float()
         variance = variance_of(target)
-        loss = self._distance(predicted, target)
+        if self.config.loss == "rate":
+            predicted, loss = _rate(predicted, self.sequence_of(inputs)[:, -num:].float())
+        else:
+            loss = self._distance(predicted, target)
         if self._divides(encoded):
             loss = loss / self._divisor(variance)
         mse = F.mse_loss(self._sized(predicted, target).detach(), target.detach())
@@ -224,6 +231,18 @@ def refuse_several_tokens(config: CausalConfig, tokens_per_cell: int) -> None:
             f"loss 'ce' predicts one token of a latent, but this quantizer makes "
             f"{tokens_per_cell}; set causal.loss to 'l2'"
         )
+
+
+def _rate(
+    predicted: Float[Tensor, "batch position _"], target: Sequence
+) -> tuple[Sequence, Scalar]:
+    """The predicted means, and nats a channel of the target under Gaussians round them.
+
+    The last of the predicted channels is the log of each cell's variance.
+    """
+    mean, log_variance = predicted[..., :-1], predicted[..., -1:].clamp(-_LOG_RANGE, _LOG_RANGE)
+    squares = (target - mean).square() * torch.exp(-log_variance)
+    return mean, 0.5 * (squares + log_variance).mean()
 
 
 class _ScaleGradient(torch.autograd.Function):

@@ -43,9 +43,13 @@ class CausalConfig:
     target: Literal["latents", "detached", "codes"] = "latents"
     """What it predicts: the latents, so that they are pulled as well; the same without a pull; or
     the straight-through codes, whose pull goes to the latents."""
-    loss: Literal["l2", "cosine", "ce"] = "l2"
+    loss: Literal["l2", "cosine", "ce", "rate"] = "l2"
     """ce: cross-entropy of the next token, whatever ``target``. A token has no gradient, so the
-    encoder feels it through what is read alone."""
+    encoder feels it through what is read alone. rate: nats of the next latent under a Gaussian
+    whose deviation is predicted, too, a channel; both the latents read and the one predicted have
+    noise of the quantisation's size, as where rate is traded for distortion in compression (Balle
+    et al. 2017). l2 is its case of one deviation for all cells: there it pulls hardest where
+    pictures surprise most. It reads 'noisy'; a weight of .05 is felt like 1 of l2."""
     reduction: Literal["mean", "sum", "norm"] = "mean"
     """Of l2 over channels: mean or sum of squares, or the root of the sum (as one summary of the
     paper writes it); over batch and positions always the mean."""
@@ -105,6 +109,10 @@ class CausalConfig:
             return f"reduction '{self.reduction}' is of loss 'l2'; take it back to 'mean'"
         if self.loss != "l2" and self.scale in ("variance", "live"):
             return f"scale '{self.scale}' is of loss 'l2'; take it back to 'auto'"
+        if self.loss == "rate" and (self.reads != "noisy" or self.target != "latents"):
+            return "loss 'rate' is of noisy latents; set reads to 'noisy' and target to 'latents'"
+        if self.loss == "rate" and self.scheduled_sampling:
+            return "loss 'rate' predicts deviations, too; take scheduled_sampling back to 0"
         if self.loss == "ce" and self.target != "latents":
             return f"loss 'ce' predicts tokens, not '{self.target}'; take target back to 'latents'"
         if self.target == "detached" and self.scale == "live":
