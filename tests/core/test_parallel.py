@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch
 from cartok.core import parallel
 from cartok.core.checkpoint import load_state
 from cartok.core.errors import UserError
-from cartok.core.parallel import World, as_stored
+from cartok.core.parallel import World, as_stored, gpus_of, see_one_gpu
 
 # ------------------------------------------------------------------ a world of one
 
@@ -180,3 +181,19 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(toy, tmp_path):
     run.world = World(size=3)
     with pytest.raises(UserError, match="8 samples are no multiple of 1 parts x 3 ranks"):
         toy.fit(toy.ToyJob(config), config.loop, run)
+
+
+@pytest.mark.parametrize(("visible", "seen"), [(None, "1"), ("4,6", "6"), ("GPU-a,GPU-b", "GPU-b")])
+def test_a_process_sees_one_of_the_visible_gpus_alone(visible, seen, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    see_one_gpu(1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+
+
+def test_work_is_dealt_out_to_all_gpus_unless_a_device_is_named(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    on_gpu = World(device=torch.device("cuda", 0))
+    assert gpus_of("auto", on_gpu) == gpus_of("cuda", on_gpu) == [0, 1, 2]
+    assert gpus_of("cuda:1", on_gpu) == gpus_of("auto", World()) == []

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def trainings(monkeypatch):
         return {name: score(weight + run.seed) for name in measured}
 
     monkeypatch.setattr(study_module, "_scores", scores)
-    empty = object.__new__(ArmInputs)  # nobody looks into it
+    empty = object.__new__(ArmInputs)
+    object.__setattr__(empty, "device", "cpu")  # nobody looks further into it
     monkeypatch.setattr(study_module, "_inputs", lambda *arguments: empty)
     return done
 
@@ -75,6 +77,28 @@ def go(study, out, **fields):
 
 
 # ------------------------------------------------------------------ the engine
+
+
+def test_a_study_goes_on_from_its_study_json_alone(tmp_path, trainings):
+    go(small_study(0, 1), tmp_path / "here")
+    (tmp_path / "there").mkdir()
+    shutil.copy(tmp_path / "here/study.json", tmp_path / "there/study.json")
+    found = go(small_study(0, 1, seeds=2), tmp_path / "there")
+    assert trainings == ["lambda-0-s0", "lambda-1-s0", "lambda-0-s1", "lambda-1-s1"]
+    assert [arm["finished"] for arm in found["arms"]] == [2, 2]
+    assert all(run["provenance"]["torch"] for run in found["runs"])
+
+
+def test_records_that_are_not_asked_for_now_are_kept(tmp_path, trainings):
+    go(small_study(0, 1, seeds=2), tmp_path)
+    shutil.rmtree(tmp_path / "arms")
+    found = go(small_study(0), tmp_path)
+    assert [(run["arm"], run["seed"]) for run in found["earlier"]] == [
+        ("lambda-1", 0), ("lambda-0", 1), ("lambda-1", 1)
+    ]  # fmt: skip
+    again = go(small_study(0, 1, seeds=2), tmp_path)
+    assert len(trainings) == 4
+    assert (len(again["runs"]), again["earlier"]) == (4, [])
 
 
 def test_every_arm_runs_with_every_seed_and_is_told_in_the_order_given(tmp_path, trainings):

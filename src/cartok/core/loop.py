@@ -91,8 +91,7 @@ class _Fit:
         self.job, self.config, self.run, self.evaluations = job, config, run, evaluations
         self.tick, self.world = tick, run.world
         self.average = Average(job, config.ema)
-        self.sentinel = Sentinel(config, run)
-        self.buffers = Buffers(job.modules)
+        self.sentinel, self.buffers = Sentinel(config, run), Buffers(job.modules)
         self.replayed = _replayed(job, config, run.world)
         self.drawn = 0  # batches, also those that moved nothing
         self.seconds = self.stalled = 0.0

@@ -130,6 +130,22 @@ class World:
             dist.destroy_process_group()
 
 
+def gpus_of(device: str, world: World) -> list[int]:
+    """The visible GPUs, if work may be dealt out to all of them; none where one device is named."""
+    if world.device.type != "cuda" or ":" in device:
+        return []
+    return list(range(torch.cuda.device_count()))
+
+
+def see_one_gpu(index: int) -> None:
+    """Lets this process, which has touched none yet, see one of the visible GPUs alone.
+
+    So each calls its own the first, and takes up what another has compiled for that name.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index] if visible else str(index)
+
+
 def as_stored(tensor: Tensor) -> Tensor:
     """A view whose axes follow each other as in memory: flattening it takes no scattered reads."""
     last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)

@@ -1,9 +1,11 @@
 """A study: many arms, some at once; what is recorded already is not run again.
 
 DIR/
-  study.json                    every run with its scores, and each arm's means over seeds
+  study.json                    every run with its scores, and each arm's means over seeds; alone,
+                                it is all that a study needs to go on elsewhere
   arms/NAME-sSEED-DIGEST/       one run: an arm with one seed
     arm.json                    how it ended: finished with scores, or failed and why
+    tokenizer-scores.json 2x64-scores.json   what is measured already, should it be stopped
     tokenizer/ tokens/ 2x64/    its stages; a folder for each prior
   pictures/                     reconstructions and samples
 """
@@ -12,6 +14,7 @@ import os
 import time
 import traceback
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ import torch
 from cartok.core.config import config, dict_of, digest_of
 from cartok.core.errors import UserError
 from cartok.core.files import finite, read_json, write_json, write_text
-from cartok.core.parallel import World
+from cartok.core.parallel import World, gpus_of, see_one_gpu
 from cartok.core.progress import Progress
 from cartok.core.run import provenance, read_log
 from cartok.data.images import open_splits
@@ -35,7 +38,7 @@ from cartok.tokenizer.train import TokenizerRun
 
 FILE = "study.json"
 AT_ONCE_ON_GPU = 4
-"""A demo-sized training leaves most of a GPU idle."""
+"""On each: a small training leaves most of a GPU idle."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class StudyLaunch:
     out: Path
     device: str = "auto"
     at_once: int = 0
-    """Arms at once; 0: one a core, or four on a GPU."""
+    """Arms at once, dealt out to all visible GPUs; 0: one a core, or four on each GPU."""
     retry: bool = False
     """Run again what failed before."""
 
@@ -102,7 +105,8 @@ def run_study(study: StudyConfig, launch: StudyLaunch, progress: Progress) -> li
     if waiting:
         inputs = _inputs(study, world, launch.device)
         write_json(out / FILE, _summary(study, out, world))
-        _run_all(waiting, out, inputs, launch.at_once or _at_once(world), progress)
+        gpus = gpus_of(launch.device, world)
+        _run_all(waiting, out, inputs, gpus, launch.at_once or _at_once(world, gpus), progress)
     summary = _summary(study, out, world)
     write_json(out / FILE, summary)
     for warning in summary["warnings"]:
@@ -111,11 +115,24 @@ def run_study(study: StudyConfig, launch: StudyLaunch, progress: Progress) -> li
 
 
 def record_of(run: StudyRun, out: Path) -> dict[str, Any]:
-    """What is recorded of a run: its ``arm.json``, or that it is waiting."""
+    """What is recorded of a run: its ``arm.json``, what ``study.json`` holds, or that it waits.
+
+    So a study goes on from its ``study.json`` alone, wherever that was carried.
+    """
     path = run.folder(out) / "arm.json"
     if path.exists():
         return read_json(path, "an arm's record")
-    return _record(run, "waiting")
+    same = (record for record in _finished(out) if record["digest"] == run.digest)
+    return next(same, _record(run, "waiting"))
+
+
+def _finished(out: Path) -> list[dict[str, Any]]:
+    """Every finished run that ``study.json`` holds, whether it is asked for now or not."""
+    if not (out / FILE).exists():
+        return []
+    study = read_json(out / FILE, "a study")
+    records = [*study.get("runs", []), *study.get("earlier", [])]
+    return [record for record in records if record.get("status") == "finished"]
 
 
 def twins_of(study: StudyConfig) -> dict[str, str]:
@@ -166,20 +183,24 @@ def _inputs(study: StudyConfig, world: World, device: str) -> ArmInputs:
     return replace(inputs, most_tokenised=max(inputs.most_tokenised, seen))
 
 
-def _at_once(world: World) -> int:
-    return (os.cpu_count() or 1) if world.device.type == "cpu" else AT_ONCE_ON_GPU
+def _at_once(world: World, gpus: list[int]) -> int:
+    if world.device.type == "cpu":
+        return os.cpu_count() or 1
+    return AT_ONCE_ON_GPU * max(1, len(gpus))
 
 
 def _run_all(
-    runs: list[StudyRun], out: Path, inputs: ArmInputs, at_once: int, progress: Progress
-) -> None:
+    runs: list[StudyRun], out: Path, inputs: ArmInputs, gpus: list[int], at_once: int,
+    progress: Progress,
+) -> None:  # fmt: skip
     """Deals the runs out to so many processes; one at once needs no other process."""
     hands = [runs[start::at_once] for start in range(min(at_once, len(runs)))]
     if len(hands) == 1:
         _run_in_turn(runs, out, inputs, progress)
         return
     tasks: dict[str, Task] = {
-        f"process {i}": (_run_in_turn, (hand, out, inputs)) for i, hand in enumerate(hands)
+        f"process {i}": (_run_on, (gpu, hand, out, inputs))
+        for i, (hand, gpu) in enumerate(zip(hands, cycle(gpus or [None]), strict=False))
     }
     try:
         run_together(tasks, progress)
@@ -188,6 +209,15 @@ def _run_all(
             "the processes of a study must live, but one died, often for want of memory; the same "
             "command goes on, with a smaller --at-once if need be"
         ) from None
+
+
+def _run_on(
+    gpu: int | None, runs: list[StudyRun], out: Path, inputs: ArmInputs, progress: Progress
+) -> None:
+    """In a process of its own, which sees no other GPU."""
+    if gpu is not None:
+        see_one_gpu(gpu)
+    _run_in_turn(runs, out, inputs, progress)
 
 
 def _run_in_turn(runs: list[StudyRun], out: Path, inputs: ArmInputs, progress: Progress) -> None:
@@ -202,7 +232,9 @@ def _run(run: StudyRun, out: Path, inputs: ArmInputs, splits: Splits, progress: 
     folder = run.folder(out)
     try:
         arm = Arm(run.title, folder, out / "pictures", inputs, progress, splits)
-        record = _record(run, "finished", scores=_scores(run, arm))
+        scores = _scores(run, arm)
+        made_by = provenance(World.join(inputs.device))
+        record = _record(run, "finished", scores=scores, provenance=made_by)
     except Exception as error:  # whatever it is, the other arms can still be compared
         reason = " ".join(str(error).split())
         if not isinstance(error, UserError):
@@ -255,6 +287,7 @@ def _summary(study: StudyConfig, out: Path, world: World) -> dict[str, Any]:
     runs = runs_of(study)
     records = [record_of(run, out) for run in runs]
     means = arm_means(records)
+    asked = {run.digest for run in runs}
     return {
         "name": study.name,
         "config": dict_of(study),
@@ -264,5 +297,6 @@ def _summary(study: StudyConfig, out: Path, world: World) -> dict[str, Any]:
             record | {"folder": str(run.folder(out).relative_to(out))}
             for run, record in zip(runs, records, strict=True)
         ],
+        "earlier": [record for record in _finished(out) if record["digest"] not in asked],
         "warnings": warnings_of(means, twins_of(study)),
     }

@@ -53,7 +53,7 @@ def study(arguments: list[str]) -> int:
         device: str = "auto"
         """auto, cpu, cuda, cuda:N or mps."""
         at_once: int = 0
-        """Arms at once; 0: one a core, or four on a GPU."""
+        """Arms at once, dealt out to all visible GPUs; 0: one a core, or four on each GPU."""
         retry: bool = False
         """Run again what failed before."""
         dry_run: bool = False
