@@ -56,13 +56,15 @@ def test_each_prior_takes_the_guidance_whose_samples_come_nearest(pictures, monk
     assert inputs.scan_features is not None
     asked = []
 
-    def distance(pixels, reference, what):
-        assert reference is inputs.scan_features
-        brightness = pixels.float().mean().item()
-        return {"fd_effnet64": Score(brightness, "", {})}
+    def distance(brightness, reference):
+        assert reference is inputs.scan_features.features
+        return brightness.item()
 
-    monkeypatch.setattr(arm_module, "_featurised", lambda pixels, inputs, device: pixels)
-    monkeypatch.setattr(arm_module, "score_pictures", distance)
+    def featurised(pixels, inputs, device):
+        return replace(inputs.scan_features, features=pixels.float().mean().view(1, 1))
+
+    monkeypatch.setattr(arm_module, "_featurised", featurised)
+    monkeypatch.setattr(arm_module, "frechet_distance", distance)
 
     class Draws(arm_module._Draws):
         device = torch.device("cpu")

@@ -89,7 +89,7 @@ def arm_inputs(
     held_image = _crops(held, cut, yardstick.held, few)
     held_features = featurised(held_image)
     train_features = featurised(_crops(reference, cut, yardstick.reference, few))
-    floor = score_pictures(held_features, train_features, what="floor")
+    floor = score_pictures(held_features, train_features, what="floor", device=world.device)
     return ArmInputs(
         device=device,
         yardstick=yardstick,

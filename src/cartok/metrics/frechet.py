@@ -95,14 +95,14 @@ def fd_effnet64(
             f"a Frechet distance needs {MIN_PICTURES} pictures or more on each side, "
             f"but one side has {fewest}; make more pictures"
         )
-    matrix = projection(a.shape[1], PROJECTED_DIM, PROJECTION_SEED)
+    matrix = projection(a.shape[1], PROJECTED_DIM, PROJECTION_SEED).to(a.device)
     a, b = _checked(a) @ matrix, _checked(b) @ matrix
     value = frechet_distance(a, b)
     generator = np.random.Generator(np.random.PCG64(seed))
     resampled = _distances(
         _resampled(a, bootstraps, generator), _resampled(b, bootstraps, generator)
     )
-    ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+    ends = resampled.new_tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     low, high = (value + torch.quantile(resampled - resampled.mean(), ends)).tolist()
     return Estimate(value, max(low, 0.0), high)
 
@@ -111,7 +111,7 @@ def _resampled(features: Features, bootstraps: int, generator: np.random.Generat
     """One Gaussian per bootstrap: as many rows, drawn with replacement, expressed as weights."""
     count = len(features)
     weights = generator.multinomial(count, np.full(count, 1 / count), size=bootstraps)
-    weights = torch.from_numpy(weights).double()
+    weights = torch.from_numpy(weights).to(features)
     centre = features.mean(0)
     features = features - centre  # small numbers, because squares are subtracted below
     shift = weights @ features / count

@@ -5,7 +5,7 @@ package. They are not FID or KID, and do not compare with published ones.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -81,7 +81,8 @@ def score_pictures(
 
     ``size`` is the network's input in pixels, 96 for speed and 224 in full, for a side that is not
     featurised yet; ``seed`` draws the bootstrap. Lower is better for all. ``what`` goes into the
-    receipts.
+    receipts. Distances are computed on ``device`` in float64: 17 s for 10,000 pictures against
+    25,000 on a core, next to nothing on a data centre's GPU.
 
     Raises:
         UserError: a side has fewer than 512 pictures or no pictures at all, or the two sides were
@@ -95,6 +96,9 @@ def score_pictures(
     )
     _check_alike(generated, reference)
     receipt = _receipt(generated, reference, what)
+    generated, reference = (
+        replace(side, features=side.features.to(device)) for side in (generated, reference)
+    )
     scores = {
         "fd_effnet64": _projected_frechet(generated, reference, seed, receipt),
         "kd_effnet": _kernel(generated, reference, receipt),
