@@ -10,9 +10,10 @@ from cartok.recipes.arms import StudyArm, StudyConfig, adapted, names_of
 from cartok.recipes.prior import demo, toy
 from cartok.recipes.study import STUDIES
 from cartok.recipes.tokenizer import baseline_demo, causal_demo, causal_toy
+from cartok.scaling.claim import claims_of
 from cartok.tokenizer.model import Tokenizer
 
-SEARCHES = ("cifar-baselines", "cifar-forms")
+SEARCHES = ("cifar-search",)
 each = pytest.mark.parametrize("name", STUDIES)
 of_the_demos_size = pytest.mark.parametrize("name", [n for n in STUDIES if n not in SEARCHES])
 
@@ -230,14 +231,27 @@ def test_a_size_that_comes_twice_is_named_with_its_steps():
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_an_arm_of_the_search_is_the_base_with_one_thing_changed(name):
+def test_an_arm_of_the_search_is_the_base_with_one_thing_changed_or_a_form_beside_another(name):
     made = {name: dict_of(run) for name, run in arms(name).items()}
     base = made.pop("base")
-    places = [[key for key in base if base[key] != arm[key]] for arm in made.values()]
-    assert all(len(changed) == 1 for changed in places)
-    assert {changed[0] for changed in places} == (
-        {"causal"} if name == "cifar-forms" else {"losses", "model", "optim", "loop"}
-    )
+    changed = {arm: {key for key in base if base[key] != plain[key]} for arm, plain in made.items()}
+    single = {next(iter(keys)) for keys in changed.values() if len(keys) == 1}
+    assert single == {"losses", "model", "optim", "loop", "causal"}
+    pairs = [keys for keys in changed.values() if len(keys) > 1]
+    assert all(keys in ({"causal", "model"}, {"causal", "losses"}) for keys in pairs)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_every_form_of_the_search_can_be_read_against_a_curve_of_baselines(name):
+    study_file = {"config": dict_of(study(name)), "runs": []}
+    for place, (arm, run) in enumerate(arms(name).items()):
+        rfd = 2.5 if run.causal.weight else 1.0 + place
+        scores = {"rfd": {"value": rfd}, "gfd": {"value": 9.0}}
+        study_file["runs"].append({"arm": arm, "seed": 0, "scores": scores})
+    claims = [c for c in claims_of(study_file) if (c.key, c.at) == ("gfd", "equal rFD")]
+    regularised = {name for name, run in arms(name).items() if run.causal.weight}
+    assert {c.arm for c in claims if c.differences} == {a for a in regularised if "critic" not in a}
+    assert {c.twin for c in claims} == {"base", "codes-256", "codes-1024"}
 
 
 @pytest.mark.parametrize("name", SEARCHES)
@@ -251,9 +265,3 @@ def test_the_search_has_the_papers_number_of_tokens_and_firm_scores(name):
         assert arm.tokenizer.equal_compute
     assert built.yardstick.samples == 10_000
     assert built.yardstick.size == 224
-
-
-def test_both_searches_begin_with_the_same_baseline():
-    one, other = (arms(name)["base"] for name in SEARCHES)
-    assert one == other
-    assert one.causal.weight == 0

@@ -1,4 +1,4 @@
-"""Recipes of the search on CIFAR-10: which form of the regulariser helps, over which baseline.
+"""The search on CIFAR-10: which form of the regulariser helps, over which baseline.
 
 Made for a GPU: 32 px, f=2, 256 tokens, as many as the paper has; a tokenizer of 10k steps and a
 prior of 5M parameters, each in minutes. Give ``--data`` CIFAR-10; other pictures of 32 px will do.
@@ -12,7 +12,7 @@ from cartok.core.optim import OptimConfig
 from cartok.data.views import View
 from cartok.layers import TransformerConfig
 from cartok.prior.train import PriorRun
-from cartok.recipes.arms import StudyArm, StudyConfig
+from cartok.recipes.arms import StudyArm, StudyConfig, with_quantizer
 from cartok.recipes.yardstick import Yardstick
 from cartok.tokenizer.causal import CausalConfig
 from cartok.tokenizer.codec import CodecConfig
@@ -24,52 +24,54 @@ from cartok.tokenizer.train import TokenizerRun
 
 YARDSTICK = Yardstick(
     samples=10_000, reference=25_000, held=10_000,
-    guidances=(1.0, 1.5, 2.0, 2.5, 3.0, 4.0), scan_samples=2_048, size=224,
+    guidances=(1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0), scan_samples=2_048, size=224,
 )  # fmt: skip
 """A guidance for each prior, then 10,000 samples; the judge sees pictures in full."""
 
 
-def cifar_baselines() -> StudyConfig:
-    """Which baseline is the best: commitment, codes, their update, rate (32 px, for a GPU).
+def cifar_search() -> StudyConfig:
+    """Which form of the regulariser helps, over the best baseline (32 px, for a GPU).
 
-    Each arm is the first with one thing changed.
+    Each arm is the first with one thing changed, of the regulariser or of the baseline; and some
+    again with another number of codes or with a critic. ``wide`` is a predictor of four times the
+    FLOPs.
     """
     base = _tokenizer()
-    arms = {
+    baselines = {
         "base": base,
+        "codes-128": _codes(base, 128),
+        "codes-256": _codes(base, 256),
+        "codes-1024": _codes(base, 1024),
         "beta-.25": _losses(base, commitment=0.25),
-        "beta-2": _losses(base, commitment=2.0),
-        "ema": _quantizer(base, codebook="ema"),
-        "codes-256": _quantizer(base, codebook_size=256),
-        "codes-1024": _quantizer(base, codebook_size=1024),
-        "lr-2e-4": replace(base, optim=replace(base.optim, lr=2e-4)),
-        "lr-8e-4": replace(base, optim=replace(base.optim, lr=8e-4)),
+        "beta-4": _losses(base, commitment=4.0),
+        "lr-1.6e-3": replace(base, optim=replace(base.optim, lr=1.6e-3)),
         "steps-20k": replace(base, loop=replace(base.loop, steps=20_000)),
-        "no-l1": _losses(base, pixel_l1=0.0),
+        "critic": _losses(base, critic=_CRITIC),
     }
-    return _study("cifar-baselines", arms)
-
-
-def cifar_forms() -> StudyConfig:
-    """What the predictor reads, its target and weight, over one baseline (32 px, for a GPU)."""
-    base = _tokenizer()
-    arms = {
-        "base": base,
-        "latents-4": _causal(base, reads="latents", weight=4.0),
+    rate = _causal(base, reads="noisy", loss="rate", weight=0.05)
+    wide = TransformerConfig(width=192, depth=2, heads=6, hidden_multiple=32)
+    forms = {
         "latents-1": _causal(base, reads="latents", weight=1.0),
+        "latents-4": _causal(base, reads="latents", weight=4.0),
+        "reads-codes-.5": _causal(base, reads="codes", weight=0.5),
         "noisy-.5": _causal(base, reads="noisy", weight=0.5),
         "noisy-1": _causal(base, reads="noisy", weight=1.0),
         "noisy-2": _causal(base, reads="noisy", weight=2.0),
-        "codes-.5": _causal(base, reads="codes", weight=0.5),
-        "codes-1": _causal(base, reads="codes", weight=1.0),
         "noisy-1-detached": _causal(base, reads="noisy", weight=1.0, target="detached"),
+        "rate-.02": _causal(rate, weight=0.02),
+        "rate-.05": rate,
+        "rate-.1": _causal(rate, weight=0.1),
+        "rate-.2": _causal(rate, weight=0.2),
+        "rate-.05-wide": _causal(rate, transformer=wide),
+        "rate-.05-codes-256": _codes(rate, 256),
+        "rate-.05-codes-1024": _codes(rate, 1024),
+        "rate-.05-critic": _losses(rate, critic=_CRITIC),
     }
-    return _study("cifar-forms", arms)
+    made = tuple(StudyArm(name=name, tokenizer=run) for name, run in (baselines | forms).items())
+    return StudyConfig(name="cifar-search", arms=made, priors=(_prior(),), yardstick=YARDSTICK)
 
 
-def _study(name: str, arms: dict[str, TokenizerRun]) -> StudyConfig:
-    made = tuple(StudyArm(name=arm, tokenizer=run) for arm, run in arms.items())
-    return StudyConfig(name=name, arms=made, priors=(_prior(),), yardstick=YARDSTICK)
+_CRITIC = CriticConfig(weight=0.5, start=3_000, ramp=200)
 
 
 def _tokenizer() -> TokenizerRun:
@@ -79,39 +81,42 @@ def _tokenizer() -> TokenizerRun:
         view=View(size=32, min_scale=1.0, flip=True),
         model=TokenizerConfig(
             codec=CodecConfig(
-                channels=64, multipliers=(1, 2), encoder_blocks=2, decoder_blocks=2,
+                channels=64, multipliers=(1, 2), encoder_blocks=1, decoder_blocks=1,
                 latent_channels=128,
             ),
             quantizer=VQConfig(codebook_size=512, revive_after=100),
         ),
         causal=CausalConfig(
             weight=0.0,
-            anneal_steps=500,
-            transformer=TransformerConfig(width=256, depth=2, heads=4),
-            twin_transformer=TransformerConfig(width=128, depth=1, heads=2),
+            anneal_steps=100,  # each weight is a step that no graph replays
+            watch=False,  # a probe measures every arm alike when it has ended
+            twin=False,
+            transformer=TransformerConfig(width=96, depth=2, heads=3, hidden_multiple=32),
         ),
         losses=LossConfig(pixel_l1=1.0, commitment=1.0, critic=CriticConfig(weight=0.0)),
-        optim=OptimConfig(lr=4e-4, warmup_steps=500, warmup_from=1e-5, schedule="cosine"),
+        optim=OptimConfig(lr=8e-4, warmup_steps=500, warmup_from=1e-5, schedule="cosine"),
         loop=LoopConfig(
             steps=10_000, batch=128, precision="bf16", log_every=100, save_every=5_000,
             replay=True, trackers=(),
         ),
+        compile=True,
         evaluations=(EvaluationConfig(name="reconstruction", every=5_000, num=1_000),),
         workers=2,
     )  # fmt: skip
 
 
 def _prior() -> PriorRun:
-    """4.8M parameters; 10k steps."""
+    """4.8M parameters; 6k steps."""
     return PriorRun(
         transformer=TransformerConfig(width=256, depth=6, heads=4, dropout=0.1),
         optim=OptimConfig(
             lr=1e-3, warmup_steps=500, warmup_from=1e-5, schedule="cosine", weight_decay=0.05
         ),
         loop=LoopConfig(
-            steps=10_000, batch=128, precision="bf16", log_every=100, save_every=5_000,
+            steps=6_000, batch=128, precision="bf16", log_every=100, save_every=3_000,
             replay=True, trackers=(),
         ),
+        compile=True,
         evaluations=(EvaluationConfig(name="validation", every=1_000, num=1_024),),
     )  # fmt: skip
 
@@ -120,9 +125,9 @@ def _losses(run: TokenizerRun, **changes: Any) -> TokenizerRun:
     return replace(run, losses=replace(run.losses, **changes))
 
 
-def _quantizer(run: TokenizerRun, **changes: Any) -> TokenizerRun:
-    quantizer = replace(run.model.quantizer, **changes)
-    return replace(run, model=replace(run.model, quantizer=quantizer))
+def _codes(run: TokenizerRun, number: int) -> TokenizerRun:
+    assert isinstance(run.model.quantizer, VQConfig)
+    return with_quantizer(run, replace(run.model.quantizer, codebook_size=number))
 
 
 def _causal(run: TokenizerRun, **changes: Any) -> TokenizerRun:

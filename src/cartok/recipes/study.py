@@ -118,6 +118,5 @@ def _paper(name: str, **causal: Any) -> StudyArm:
 
 
 STUDIES = table_of(
-    loss_forms, weights, layers, reads, orders, quantizers, search.cifar_baselines,
-    search.cifar_forms,
+    loss_forms, weights, layers, reads, orders, quantizers, search.cifar_search,
 )  # fmt: skip

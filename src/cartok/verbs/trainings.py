@@ -30,12 +30,14 @@ def demo(arguments: list[str]) -> None:
 
 def study(arguments: list[str]) -> int:
     """Runs a study, or says what it would cost; 1 if every run of it has failed."""
-    from cartok.lab.means import tables_of
+    from cartok.core.files import read_json
+    from cartok.lab.means import aligned, tables_of
     from cartok.lab.plan import plan_of
     from cartok.lab.study import StudyLaunch, run_study
     from cartok.recipes import recipe_of
     from cartok.recipes.arms import adapted
     from cartok.recipes.study import STUDIES
+    from cartok.scaling.claim import claims_of, claims_table
 
     @dataclass(frozen=True)
     class Study:
@@ -71,6 +73,8 @@ def study(arguments: list[str]) -> int:
     arms = run_study(config, launch, progress_bar())
     for table in tables_of(arms):
         print(f"{table}\n")
+    if differences := claims_table(claims_of(read_json(out / "study.json", "a study"))):
+        print(f"{aligned(differences)}\n")
     print(out / "study.json")
     return 0 if any(arm.finished for arm in arms) else 1
 

@@ -1,0 +1,191 @@
+"""What regularised arms gained over the baseline, seed by seed: with as many codes, at equal rFD.
+
+Fewer codes make any tokenizer easier to model, and so does whatever else makes reconstruction
+worse. So a gain at equal codes alone shows little: the second comparison is with the baseline's
+curve over codebook sizes, at the arm's own rFD.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from scipy.stats import t as student
+
+from cartok.scaling.measures import Interval, Number, shown, signed, span
+
+LEVEL = 0.95
+"""Of the intervals over seeds (Student's)."""
+
+CLAIMED = {"gfd": "gFD", "gkd": "gKD", "prior_bits_per_image": "bits/image", "rfd": "rFD"}
+"""Scores that are compared, by heading; where there are several priors, each prior's too."""
+
+_CURVED = ("gfd", "gkd", "prior_bits_per_image")  # what is read off the baseline's curve, too
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A regularised arm's differences from the baseline in one score; below 0 is less of it."""
+
+    arm: str
+    twin: str
+    """The arm without the regulariser that differs from it in nothing else."""
+    key: str
+    at: str
+    """'equal codes' or 'equal rFD'."""
+    differences: dict[int, Number]
+    """By seed."""
+    missing: dict[int, str]
+    """Seeds that cannot be compared, and why."""
+
+    @property
+    def name(self) -> str:
+        """The score's heading, with the prior's where there are several."""
+        key, _, size = self.key.partition("/")
+        return f"{CLAIMED[key]} {size}".strip()
+
+    @property
+    def mean(self) -> Number | None:
+        """Over seeds; none if no seed compares."""
+        values = self.differences.values()
+        return sum(values) / len(values) if values else None
+
+    @property
+    def interval(self) -> Interval | None:
+        """Where the mean over all seeds lies, from two seeds on."""
+        values = list(self.differences.values())
+        if len(values) < 2 or self.mean is None:
+            return None
+        variance = sum((v - self.mean) ** 2 for v in values) / (len(values) - 1)
+        t = float(student.ppf((1 + LEVEL) / 2, len(values) - 1))
+        reach = t * math.sqrt(variance / len(values))
+        return Interval(self.mean - reach, self.mean + reach, f"{LEVEL:.0%} over seeds")
+
+    @property
+    def is_clear(self) -> bool:
+        """True if the interval leaves out 0."""
+        return self.interval is not None and self.interval.low * self.interval.high > 0
+
+    @property
+    def text(self) -> str:
+        """The mean with its interval, and every seed's difference; or why there is none."""
+        if self.mean is None:
+            return next(iter(self.missing.values()), "–")
+        points = ", ".join(signed(value) for value in self.differences.values())
+        if self.interval is None:
+            return f"{points} (one seed)"
+        return f"{signed(self.mean)} {span(self.interval)}; {points}"
+
+
+def claims_of(study: dict[str, Any]) -> list[Claim]:
+    """Every regularised arm that has a twin, in every score of ``CLAIMED``."""
+    claims = []
+    for arm in study["config"]["arms"]:
+        twin = _twin_of(arm, study) if _weight(arm) else None
+        if twin is None:
+            continue
+        curve = [other["name"] for other in study["config"]["arms"] if _is_on_curve(other, twin)]
+        for key in _keys_of(study, arm["name"]):
+            claims.append(_at_equal_codes(study, arm["name"], twin["name"], key))
+            if key.partition("/")[0] in _CURVED and len(curve) > 1:
+                claims.append(_at_equal_rfd(study, arm["name"], twin["name"], key, curve))
+    return claims
+
+
+def claims_table(claims: list[Claim]) -> list[list[str]]:
+    """A line of headings, then an arm a line; empty without claims."""
+    columns = list(dict.fromkeys((claim.name, claim.at) for claim in claims))
+    arms = dict.fromkeys((claim.arm, claim.twin) for claim in claims)
+    found = {(claim.arm, claim.name, claim.at): claim.text for claim in claims}
+    lines = [
+        [arm, twin, *(found.get((arm, *column), "–") for column in columns)] for arm, twin in arms
+    ]
+    return [["arm", "minus", *(f"{name} at {at}" for name, at in columns)], *lines] if lines else []
+
+
+def at_rfd(curve: list[tuple[Number, Number]], rfd: Number) -> Number | None:
+    """A curve's value at an rFD: straight lines over log rFD between its points, none beyond."""
+    points = sorted(curve)
+    for (x, y), (x_next, y_next) in pairwise(points):
+        if x <= rfd <= x_next:
+            share = math.log(rfd / x) / math.log(x_next / x) if x_next > x else 0.5
+            return y + share * (y_next - y)
+    return None
+
+
+def _at_equal_codes(study: dict[str, Any], arm: str, twin: str, key: str) -> Claim:
+    differences, missing = {}, {}
+    others = _values(study, twin, key)
+    for seed, value in _values(study, arm, key).items():
+        if seed in others:
+            differences[seed] = value - others[seed]
+        else:
+            missing[seed] = f"{twin} has no seed {seed}"
+    return Claim(arm, twin, key, "equal codes", differences, missing)
+
+
+def _at_equal_rfd(study: dict[str, Any], arm: str, twin: str, key: str, curve: list[str]) -> Claim:
+    differences, missing = {}, {}
+    rfds = {name: _values(study, name, "rfd") for name in (arm, *curve)}
+    values = {name: _values(study, name, key) for name in (arm, *curve)}
+    for seed, value in values[arm].items():
+        points = [
+            (rfds[name][seed], values[name][seed])
+            for name in curve
+            if seed in rfds[name] and seed in values[name]
+        ]
+        expected = at_rfd(points, rfds[arm][seed])
+        if expected is None:
+            lo, hi = (f(x for x, _ in points) if points else math.nan for f in (min, max))
+            missing[seed] = f"rFD {shown(rfds[arm][seed])} is not in {shown(lo)} to {shown(hi)}"
+        else:
+            differences[seed] = value - expected
+    return Claim(arm, twin, key, "equal rFD", differences, missing)
+
+
+def _values(study: dict[str, Any], arm: str, key: str) -> dict[int, Number]:
+    """An arm's score by seed, where it is a number."""
+    found = {}
+    for run in study["runs"]:
+        value = run.get("scores", {}).get(key, {}).get("value")
+        if run["arm"] == arm and value is not None:
+            found[run["seed"]] = value
+    return found
+
+
+def _keys_of(study: dict[str, Any], arm: str) -> list[str]:
+    """The claimed scores that an arm has; each prior's where there are several."""
+    scores = [run.get("scores", {}) for run in study["runs"] if run["arm"] == arm]
+    present = {key for found in scores for key in found}
+    sizes = {key.partition("/")[2] for key in present if "/" in key}
+    return [
+        key
+        for name in CLAIMED
+        for key in (name, *(f"{name}/{size}" for size in sorted(sizes) if len(sizes) > 1))
+        if key in present
+    ]
+
+
+def _weight(arm: dict[str, Any]) -> Number:
+    return arm["tokenizer"]["causal"]["weight"]
+
+
+def _twin_of(arm: dict[str, Any], study: dict[str, Any]) -> dict[str, Any] | None:
+    """The first arm without the regulariser that differs in nothing else."""
+    bare = (other for other in study["config"]["arms"] if not _weight(other))
+    return next((other for other in bare if _without(other) == _without(arm)), None)
+
+
+def _is_on_curve(arm: dict[str, Any], twin: dict[str, Any]) -> bool:
+    """True for baselines that differ from the twin in the number of codes alone."""
+    return not _weight(arm) and _without(arm, codes=False) == _without(twin, codes=False)
+
+
+def _without(arm: dict[str, Any], codes: bool = True) -> dict[str, Any]:
+    """An arm's tokenizer without its regulariser, and perhaps without its number of codes."""
+    tokenizer = json.loads(json.dumps(arm["tokenizer"]))
+    del tokenizer["causal"]
+    if not codes:
+        tokenizer["model"]["quantizer"].pop("codebook_size", None)
+    return tokenizer

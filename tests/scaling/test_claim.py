@@ -1,0 +1,119 @@
+"""Gains are differences within a seed: from the twin, and from the baseline at equal rFD."""
+
+import math
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from cartok.scaling.claim import at_rfd, claims_of, claims_table
+
+
+def study_of(arms):
+    """Arms: name to codes, weight, and a seed's (rFD, gFD) each; None is a seed that failed."""
+    config = [
+        {
+            "name": name,
+            "tokenizer": {
+                "model": {"quantizer": {"codebook_size": codes}},
+                "causal": {"weight": weight},
+            },
+        }
+        for name, (codes, weight, _) in arms.items()
+    ]
+    runs = [
+        {"arm": name, "seed": seed, "scores": {"rfd": {"value": at[0]}, "gfd": {"value": at[1]}}}
+        if at
+        else {"arm": name, "seed": seed}
+        for name, (_, _, seeds) in arms.items()
+        for seed, at in enumerate(seeds)
+    ]
+    return {"config": {"arms": config}, "runs": runs}
+
+
+def claim(arms, arm, key, at):
+    (found,) = [c for c in claims_of(study_of(arms)) if (c.arm, c.key, c.at) == (arm, key, at)]
+    return found
+
+
+BASE = {
+    "few": (256, 0.0, [(4.0, 16.0), (4.0, 18.0), (4.0, 14.0)]),
+    "base": (512, 0.0, [(2.0, 20.0), (2.0, 21.0), (2.0, 19.0)]),
+}
+HALFWAY = math.sqrt(8)  # in log rFD between 2 and 4
+
+
+def test_a_gain_is_the_mean_of_differences_within_seeds_with_students_interval():
+    found = claim(
+        BASE | {"causal": (512, 4.0, [(2.0, 18.0), (2.0, 20.0), (2.0, 16.0)])},
+        "causal", "gfd", "equal codes",
+    )  # fmt: skip
+    assert found.differences == {0: -2.0, 1: -1.0, 2: -3.0}
+    assert found.mean == -2
+    reach = 4.302653 / math.sqrt(3)  # Student's t of 2 degrees at 97.5 %, deviation 1
+    assert (found.interval.low, found.interval.high) == pytest.approx((-2 - reach, -2 + reach))
+    assert not found.is_clear
+    assert found.text == "−2 [−4.484, 0.4841]; −2, −1, −3"
+
+
+def test_at_equal_rfd_the_baseline_is_read_off_its_curve_seed_by_seed():
+    arms = BASE | {"causal": (512, 4.0, [(HALFWAY, 17.0), (HALFWAY, 18.5), (HALFWAY, 15.4)])}
+    found = claim(arms, "causal", "gfd", "equal rFD")
+    assert list(found.differences.values()) == pytest.approx([-1.0, -1.0, -1.1])
+    assert found.is_clear
+    worse = claim(arms, "causal", "rfd", "equal codes")
+    assert worse.mean == pytest.approx(HALFWAY - 2)
+
+
+def test_beyond_the_baselines_curve_nothing_is_claimed():
+    arms = BASE | {"causal": (512, 4.0, [(5.0, 10.0)])}
+    found = claim(arms, "causal", "gfd", "equal rFD")
+    assert (found.mean, found.interval, found.is_clear) == (None, None, False)
+    assert found.text == "rFD 5 is not in 2 to 4"
+
+
+def test_one_seed_has_no_interval_and_a_seed_that_failed_is_left_out():
+    arms = BASE | {"causal": (512, 4.0, [(2.0, 18.0), None])}
+    found = claim(arms, "causal", "gfd", "equal codes")
+    assert found.text == "−2 (one seed)"
+    arms["base"] = (512, 0.0, [None, (2.0, 18.0)])
+    assert claim(arms, "causal", "gfd", "equal codes").text == "base has no seed 0"
+
+
+def test_an_arm_is_compared_with_what_differs_in_the_regulariser_alone():
+    arms = {"few": BASE["few"], "causal": (512, 4.0, [(2.0, 18.0)])}
+    assert claims_of(study_of(arms)) == []
+    assert {c.twin for c in claims_of(study_of(arms | {"base": BASE["base"]}))} == {"base"}
+
+
+def test_each_of_several_priors_is_compared_too():
+    study = study_of(BASE | {"causal": (512, 4.0, [(2.0, 18.0)])})
+    for run in study["runs"]:
+        for size in ("6x256", "12x512"):
+            run["scores"][f"gfd/{size}"] = {"value": 1.0 + (run["arm"] == "causal")}
+    names = [c.name for c in claims_of(study) if c.at == "equal codes"]
+    assert names == ["gFD", "gFD 12x512", "gFD 6x256", "rFD"]
+
+
+def test_the_table_has_an_arm_a_line_and_a_comparison_a_column():
+    arms = BASE | {"causal": (512, 4.0, [(2.0, 18.0)]), "far": (512, 2.0, [(9.0, 18.0)])}
+    assert claims_table(claims_of(study_of(arms))) == [
+        ["arm", "minus", "gFD at equal codes", "gFD at equal rFD", "rFD at equal codes"],
+        ["causal", "base", "−2 (one seed)", "−2 (one seed)", "0 (one seed)"],
+        ["far", "base", "−2 (one seed)", "rFD 9 is not in 2 to 4", "+7 (one seed)"],
+    ]
+    assert claims_table([]) == []
+
+
+rfds = st.floats(0.5, 50)
+
+
+@given(st.lists(st.tuples(rfds, st.floats(-9, 9)), min_size=2, max_size=6), rfds)
+def test_a_curve_stays_between_its_neighbours_and_goes_through_its_points(points, rfd):
+    assume(len({x for x, _ in points}) == len(points))
+    value = at_rfd(points, rfd)
+    xs, ys = zip(*points, strict=True)
+    assert (value is None) == (not min(xs) <= rfd <= max(xs))
+    if value is not None:
+        assert min(ys) - 1e-9 <= value <= max(ys) + 1e-9
+    assert at_rfd(points, points[0][0]) == pytest.approx(points[0][1], abs=1e-6)
