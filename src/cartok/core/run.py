@@ -183,7 +183,7 @@ def provenance(world: World) -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "device": f"{device.type}: {name or platform.machine()}",
         "threads": torch.get_num_threads(),
         "world_size": world.size,

@@ -258,7 +258,8 @@ def _scores(run: StudyRun, arm: Arm) -> Scores:
         by_size[size]["prior_flops"] = score_of(record["flops"], "FLOPs", steps=record["steps"])
     for key in next(iter(by_size.values())):
         scores[key] = mean_over_sizes([found[key] for found in by_size.values()])
-        scores |= {f"{key}/{size}": found[key] for size, found in by_size.items()}
+        if len(by_size) > 1:
+            scores |= {f"{key}/{size}": found[key] for size, found in by_size.items()}
     trainings = ("tokenizer", *by_size)
     seconds = seconds_of(arm, trainings, time.monotonic() - started)
     return scores | arm.inputs.floor | {"seconds": seconds}
