@@ -13,9 +13,11 @@ from cartok.recipes.tokenizer import baseline_demo, causal_demo, causal_toy
 from cartok.scaling.claim import claims_of
 from cartok.tokenizer.model import Tokenizer
 
-SEARCHES = ("cifar-search",)
+SEARCHES, CLAIMS = ("cifar-search",), ("cifar-claim", "tiny-claim")
 each = pytest.mark.parametrize("name", STUDIES)
-of_the_demos_size = pytest.mark.parametrize("name", [n for n in STUDIES if n not in SEARCHES])
+of_the_demos_size = pytest.mark.parametrize(
+    "name", [n for n in STUDIES if n not in SEARCHES + CLAIMS]
+)
 
 
 def study(name):
@@ -254,13 +256,29 @@ def test_every_form_of_the_search_can_be_read_against_a_curve_of_baselines(name)
     assert {c.twin for c in claims} == {"base", "codes-256", "codes-1024"}
 
 
-@pytest.mark.parametrize("name", SEARCHES)
-def test_the_search_has_the_papers_number_of_tokens_and_firm_scores(name):
+@pytest.mark.parametrize(("name", "seeds"), [("cifar-claim", 5), ("tiny-claim", 3)])
+def test_a_claim_has_seeds_two_priors_and_a_curve_that_reaches_beyond_its_causal_arms(name, seeds):
     built = study(name)
-    (prior,) = built.priors
-    assert prior.loop.replay
+    assert built.seeds == seeds
+    assert len(built.priors) == 2
+    sizes = {
+        kind: [run.model.quantizer.codebook_size for arm, run in arms(name).items() if kind in arm]
+        for kind in ("codes", "causal")
+    }
+    assert sizes["causal"] == sizes["codes"][1:3]
+    assert sizes["codes"] == sorted(sizes["codes"])
+    found = arms(name)
+    forms = {digest_of(run.causal) for arm, run in found.items() if "causal" in arm}
+    assert forms == {digest_of(arms("cifar-search")["rate-.05"].causal)}
+
+
+@pytest.mark.parametrize("name", SEARCHES + CLAIMS)
+def test_searches_and_claims_have_the_papers_number_of_tokens_and_firm_scores(name):
+    built = study(name)
+    assert all(prior.loop.replay and prior.compile for prior in built.priors)
     for arm in built.arms:
-        assert Tokenizer(arm.tokenizer.model).grid_of(32, 32) == (16, 16)
+        size = arm.tokenizer.view.size
+        assert Tokenizer(arm.tokenizer.model).grid_of(size, size) == (16, 16)
         assert arm.tokenizer.loop.replay
         assert arm.tokenizer.equal_compute
     assert built.yardstick.samples == 10_000

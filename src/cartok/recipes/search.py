@@ -1,4 +1,4 @@
-"""The search on CIFAR-10: which form of the regulariser helps, over which baseline.
+"""The search on CIFAR-10, which form of the regulariser helps over which baseline; and its claims.
 
 Made for a GPU: 32 px, f=2, 256 tokens, as many as the paper has; a tokenizer of 10k steps and a
 prior of 5M parameters, each in minutes. Give ``--data`` CIFAR-10; other pictures of 32 px will do.
@@ -48,7 +48,7 @@ def cifar_search() -> StudyConfig:
         "steps-20k": replace(base, loop=replace(base.loop, steps=20_000)),
         "critic": _losses(base, critic=_CRITIC),
     }
-    rate = _causal(base, reads="noisy", loss="rate", weight=0.05)
+    rate = _chosen(base)
     wide = TransformerConfig(width=192, depth=2, heads=6, hidden_multiple=32)
     forms = {
         "latents-1": _causal(base, reads="latents", weight=1.0),
@@ -69,6 +69,46 @@ def cifar_search() -> StudyConfig:
     }
     made = tuple(StudyArm(name=name, tokenizer=run) for name, run in (baselines | forms).items())
     return StudyConfig(name="cifar-search", arms=made, priors=(_prior(),), yardstick=YARDSTICK)
+
+
+def cifar_claim() -> StudyConfig:
+    """The chosen form and the baseline's curve, five seeds, a prior of two lengths (32 px)."""
+    base = _tokenizer()
+    priors = (_prior(), _in_steps(_prior(), 18_000))
+    return _claim("cifar-claim", base, (128, 256, 512, 1024), priors, seeds=5)
+
+
+def tiny_claim() -> StudyConfig:
+    """The same form on 64 pixels at f=4, three seeds, priors of two sizes (for a GPU)."""
+    base = _tokenizer()
+    codec = replace(base.model.codec, channels=96, stem=2)
+    base = replace(
+        base,
+        view=View(size=64, min_scale=0.8, flip=True),
+        model=replace(base.model, codec=codec),
+        workers=4,
+    )
+    small = _in_steps(_prior(), 12_000)
+    large = TransformerConfig(width=512, depth=8, heads=8, dropout=0.1)
+    priors = (small, replace(small, transformer=large))
+    return _claim("tiny-claim", base, (512, 1024, 2048, 4096), priors, seeds=3, held=5_000)
+
+
+def _claim(
+    name: str, base: TokenizerRun, codes: tuple[int, ...], priors: tuple[PriorRun, ...],
+    seeds: int, held: int = 10_000,
+) -> StudyConfig:  # fmt: skip
+    """Baselines of several codebook sizes, and the chosen form at the two in the middle."""
+    baselines = {f"codes-{number}": _codes(base, number) for number in codes}
+    chosen = {f"causal-{number}": _chosen(_codes(base, number)) for number in codes[1:3]}
+    arms = (StudyArm(name=arm, tokenizer=run) for arm, run in (baselines | chosen).items())
+    yardstick = replace(YARDSTICK, held=held)
+    return StudyConfig(name=name, arms=tuple(arms), priors=priors, seeds=seeds, yardstick=yardstick)
+
+
+def _chosen(run: TokenizerRun) -> TokenizerRun:
+    """The form that the search holds for the best so far (docs/evidence)."""
+    return _causal(run, reads="noisy", loss="rate", weight=0.05)
 
 
 _CRITIC = CriticConfig(weight=0.5, start=3_000, ramp=200)
@@ -123,6 +163,10 @@ def _prior() -> PriorRun:
 
 def _losses(run: TokenizerRun, **changes: Any) -> TokenizerRun:
     return replace(run, losses=replace(run.losses, **changes))
+
+
+def _in_steps(prior: PriorRun, steps: int) -> PriorRun:
+    return replace(prior, loop=replace(prior.loop, steps=steps))
 
 
 def _codes(run: TokenizerRun, number: int) -> TokenizerRun:
