@@ -48,6 +48,8 @@ def study(arguments: list[str]) -> int:
         """A new folder, or the study's; runs/NAME, if none is given."""
         data: str = ""
         """Pictures; 'photos', if nothing is given."""
+        arms: tuple[str, ...] = ()
+        """Names of some of its arms; all, if none is given."""
         seeds: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
         """Runs of every arm; the study's own number, if none is given."""
         scale: float = 1.0
@@ -63,20 +65,24 @@ def study(arguments: list[str]) -> int:
 
     chosen = parse(Study, arguments, "study")
     config = adapted(
-        recipe_of(STUDIES, chosen.name), data=chosen.data, seeds=chosen.seeds, scale=chosen.scale
+        recipe_of(STUDIES, chosen.name),
+        data=chosen.data,
+        seeds=chosen.seeds,
+        scale=chosen.scale,
+        arms=chosen.arms,
     )
     out = chosen.out or Path("runs") / chosen.name
     if chosen.dry_run:
         print(plan_of(config, out))
         return 0
     launch = StudyLaunch(out=out, device=chosen.device, at_once=chosen.at_once, retry=chosen.retry)
-    arms = run_study(config, launch, progress_bar())
-    for table in tables_of(arms):
+    means = run_study(config, launch, progress_bar())
+    for table in tables_of(means):
         print(f"{table}\n")
     if differences := claims_table(claims_of(read_json(out / "study.json", "a study"))):
         print(f"{aligned(differences)}\n")
     print(out / "study.json")
-    return 0 if any(arm.finished for arm in arms) else 1
+    return 0 if any(arm.finished for arm in means) else 1
 
 
 def train_tokenizer(arguments: list[str]) -> int:
