@@ -5,7 +5,13 @@ import pytest
 
 from cartok.core.errors import UserError
 from cartok.scaling.report import write_report
-from cartok.scaling.study import COLUMNS, families_of, rows_of_study, study_figures
+from cartok.scaling.study import (
+    COLUMNS,
+    families_of,
+    learning_figures,
+    rows_of_study,
+    study_figures,
+)
 
 
 def score(value, **receipt):
@@ -64,6 +70,21 @@ def test_a_plane_shows_every_arm_that_has_ended_at_the_mean_of_its_seeds():
         assert f">{name}<" in str(gfd.svg)
     assert "broken" not in str(gfd.svg)
     assert "bits/image" in str(bits.svg)
+
+
+def test_what_a_prior_learned_is_drawn_as_the_mean_over_seeds_a_figure_a_prior():
+    study = study_of(ARMS)
+    for run in study["runs"]:
+        bits = run["scores"].pop("prior_bits_per_image")["value"]
+        for steps in (100, 200):
+            way = [[steps // 2, bits + steps], [steps, bits]]
+            key = f"prior_bits_per_image/2x64-{steps}"
+            run["scores"][key] = score(bits, over_steps=way)
+    short, long = learning_figures(study)
+    ends = {name: value for name, _, value in short.ends}
+    assert ends == {"base": 1510.0, "causal": 1400.0, "base-256": 1300.0}
+    assert long.title == "What is left to learn 2x64-200"
+    assert "base ends at 1,510" in str(long.svg)
 
 
 def test_without_a_finished_run_there_is_no_plane():

@@ -12,6 +12,7 @@ from cartok.core.errors import STOPPED
 from cartok.core.files import finite, read_json, write_json
 from cartok.core.parallel import World
 from cartok.core.progress import Progress
+from cartok.core.run import read_log
 from cartok.core.shapes import Pixels, pixels_of
 from cartok.data.tokens import open_tokens, read_manifest
 from cartok.lab.evaluations import code_use, grid_of_pictures, reconstruct, save_png, sheet_of
@@ -31,6 +32,7 @@ from cartok.tokenizer.train import TokenizerRun
 SCAN_SEED = 2**32
 """Added to the seed of samples by which a guidance is chosen: they are never scored again."""
 
+_EVALUATED = "validation/nats_per_token"
 _SAMPLED, _SAMPLED_ON_GPU = 96, 2048  # at once
 _CACHED_ON_GPU = 2**34  # bytes of keys and values, where several arms share a GPU
 
@@ -176,9 +178,15 @@ def _prior_scores(arm: Arm, part: str) -> Scores:
     bits = nats.sum().item() / torch.log(torch.tensor(2.0)).item()
     digest = read_manifest(arm.folder / "tokens").tokenizer_digest
     receipt = {"split": "validation", "tokens_of": digest}
+    # On the way, of as many pictures as the evaluation takes: what more training would bring.
+    way = [
+        [line["step"], line[_EVALUATED] * bits / nats.mean().item()]
+        for line in read_log(arm.folder / part)
+        if _EVALUATED in line
+    ]
     return {
         "prior_nats_per_token": score_of(nats.mean().item(), "nats/token", **receipt),
-        "prior_bits_per_image": score_of(bits, "bits/image", **receipt),
+        "prior_bits_per_image": score_of(bits, "bits/image", **receipt, over_steps=way),
     }
 
 

@@ -18,7 +18,13 @@ from cartok.core.files import read_json, write_text
 from cartok.scaling.claim import claims_of, claims_table
 from cartok.scaling.figures import demo_figures, run_figures
 from cartok.scaling.measures import ARMS, GROUPS, OTHERS, rows_of, shown, signed, span
-from cartok.scaling.study import COLUMNS, check_study, rows_of_study, study_figures
+from cartok.scaling.study import (
+    COLUMNS,
+    check_study,
+    learning_figures,
+    rows_of_study,
+    study_figures,
+)
 from cartok.scaling.verdict import gaming_sentence, verdict_of
 
 PICTURES = {
@@ -116,6 +122,7 @@ def _study_page(path: Path) -> str:
         warnings=study["warnings"],
         claims=claims_table(claims_of(study)),
         figures=study_figures(study),
+        learning=learning_figures(study),
         about=study["provenance"],
         yardstick=study["config"].get("yardstick", {}),
     )  # fmt: skip

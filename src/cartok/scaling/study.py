@@ -5,15 +5,16 @@ question is whether the curve with the regulariser lies below the one without.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
 from cartok.core.errors import UserError
-from cartok.scaling.charts import Dot, plane_chart
+from cartok.scaling.charts import Dot, Series, line_chart, plane_chart
 from cartok.scaling.figures import Figure
-from cartok.scaling.measures import Cell, shown
+from cartok.scaling.measures import Cell, Number, shown
 
 COLUMNS = {
     "rfd": "rFD",
@@ -76,6 +77,30 @@ def study_figures(study: dict[str, Any]) -> list[Figure]:
     return [figure for key in PLANES if (figure := _plane(study, key))]
 
 
+def learning_figures(study: dict[str, Any]) -> list[Figure]:
+    """Bits over a prior's training: each arm's mean over seeds, a figure a prior."""
+    found: dict[str, dict[str, list[list[tuple[float, float]]]]] = {}
+    for run in study["runs"]:
+        for key, score in run.get("scores", {}).items():
+            way = score.get("receipt", {}).get("over_steps")
+            if key.startswith("prior_bits_per_image") and way:
+                found.setdefault(key, {}).setdefault(run["arm"], []).append(way)
+    tones = _tones(study)
+    figures = []
+    for key, arms in found.items():
+        title = f"What is left to learn {key.partition('/')[2]}".strip()
+        series = [
+            Series(arm, [_middle(at) for at in zip(*ways, strict=False)], tones[arm])
+            for arm, ways in arms.items()
+        ]
+        ends = tuple((one.name, one.tone, one.points[-1][1]) for one in series)
+        told = ", ".join(f"{name} ends at {shown(value)}" for name, _, value in ends)
+        note = "bits/image over the prior's steps; a gap that closes was faster learning"
+        chart = line_chart(series, f"{title}: {told}.")
+        figures.append(Figure(title, note, Markup(chart), ends))
+    return figures
+
+
 def families_of(study: dict[str, Any]) -> list[list[str]]:
     """Names of arms that differ in nothing but the number of codes, fewest codes first."""
     families: dict[str, list[tuple[int, str]]] = {}
@@ -129,7 +154,7 @@ def _plane(study: dict[str, Any], key: str) -> Figure | None:
     return Figure(title, note, Markup(chart))
 
 
-def _middle(points: list[tuple[float, float]]) -> tuple[float, float]:
+def _middle(points: Sequence[Sequence[Number]]) -> tuple[float, float]:
     return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
 
 
