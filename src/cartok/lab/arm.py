@@ -34,7 +34,7 @@ SCAN_SEED = 2**32
 
 _EVALUATED = "validation/nats_per_token"
 _SAMPLED, _SAMPLED_ON_GPU = 96, 2048  # at once
-_CACHED_ON_GPU = 2**34  # bytes of keys and values, where several arms share a GPU
+_CACHED_ON_GPU = 2**33  # bytes of keys and values, where several arms share a GPU
 
 
 @dataclass(frozen=True)
