@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cartok.scaling.claim import at_rfd, claims_of, claims_table
+from cartok.scaling.claim import at_rfd, claims_lines, claims_of, claims_table
 
 
 def study_of(arms):
@@ -69,15 +69,35 @@ def test_beyond_the_baselines_curve_nothing_is_claimed():
     arms = BASE | {"causal": (512, 4.0, [(5.0, 10.0)])}
     found = claim(arms, "causal", "gfd", "equal rFD")
     assert (found.mean, found.interval, found.is_clear) == (None, None, False)
-    assert found.text == "rFD 5 is not in 2 to 4"
+    assert found.text == "seed 0: rFD 5 is not in 2 to 4"
 
 
-def test_one_seed_has_no_interval_and_a_seed_that_failed_is_left_out():
-    arms = BASE | {"causal": (512, 4.0, [(2.0, 18.0), None])}
-    found = claim(arms, "causal", "gfd", "equal codes")
-    assert found.text == "−2 (one seed)"
-    arms["base"] = (512, 0.0, [None, (2.0, 18.0)])
-    assert claim(arms, "causal", "gfd", "equal codes").text == "base has no seed 0"
+def test_one_seed_has_no_interval():
+    arms = BASE | {"causal": (512, 4.0, [(2.0, 18.0)])}
+    assert claim(arms, "causal", "gfd", "equal codes").text == "−2 (one seed)"
+
+
+def test_seeds_that_are_left_out_are_told_and_leave_no_interval():
+    """They are left out by how they ended, so the others are no fair sample."""
+    arms = BASE | {"causal": (512, 4.0, [(2.0, 18.0), (9.0, 18.0), None])}
+    at_rfd = claim(arms, "causal", "gfd", "equal rFD")
+    assert at_rfd.text == (
+        "−2 (1 of 3 seeds; seed 1: rFD 9 is not in 2 to 4; seed 2: causal has no number)"
+    )
+    assert at_rfd.interval is None
+    at_codes = claim(arms, "causal", "gfd", "equal codes")
+    assert at_codes.text == "−2, −3 (2 of 3 seeds; seed 2: causal has no number)"
+    assert at_codes.interval is None
+    arms["base"] = (512, 0.0, [None, (2.0, 18.0), (2.0, 18.0)])
+    assert claim(arms, "causal", "gfd", "equal codes").missing[0] == "base has no number"
+    assert claim(arms, "causal", "gfd", "equal rFD").missing[0] == "the baseline has no curve"
+
+
+def test_a_number_that_is_not_there_or_is_0_breaks_nothing():
+    arms = BASE | {"causal": (512, 4.0, [(None, 18.0), (2.0, 18.0), (2.0, 18.0)])}
+    arms["base"] = (512, 0.0, [(2.0, 20.0), (0.0, 20.0), (2.0, 20.0)])
+    found = claim(arms, "causal", "gfd", "equal rFD")
+    assert found.missing == {0: "causal has no number", 1: "rFD 2 is not in 0 to 4"}
 
 
 def test_an_arm_is_compared_with_what_differs_in_the_regulariser_alone():
@@ -100,8 +120,11 @@ def test_the_table_has_an_arm_a_line_and_a_comparison_a_column():
     assert claims_table(claims_of(study_of(arms))) == [
         ["arm", "minus", "gFD at equal codes", "gFD at equal rFD", "rFD at equal codes"],
         ["causal", "base", "−2 (one seed)", "−2 (one seed)", "0 (one seed)"],
-        ["far", "base", "−2 (one seed)", "rFD 9 is not in 2 to 4", "+7 (one seed)"],
+        ["far", "base", "−2 (one seed)", "seed 0: rFD 9 is not in 2 to 4", "+7 (one seed)"],
     ]
+    lines = claims_lines(claims_of(study_of(arms)))
+    assert lines[1] == ["causal", "base", "gFD at equal codes", "−2 (one seed)"]
+    assert len(lines) == 7
     assert claims_table([]) == []
 
 

@@ -115,10 +115,13 @@ def run_stage_two(arm: Arm, recipe: PriorRun, part: str) -> Scores:
 
 
 def _once(path: Path, measure: Callable[[], Scores]) -> Scores:
-    """Scores from the file of an earlier try, or measured now and kept there."""
-    if not path.exists():
-        write_json(path, finite(measure()))
-    return read_json(path, "scores")
+    """Scores from the file of an earlier try, or measured now and kept there if all are finite."""
+    if path.exists():
+        return read_json(path, "scores")
+    scores = measure()
+    if finite(scores) == scores:
+        write_json(path, scores)
+    return scores
 
 
 def seconds_of(arm: Arm, trainings: tuple[str, ...], this_try: float) -> dict[str, Any]:
@@ -182,7 +185,7 @@ def _prior_scores(arm: Arm, part: str) -> Scores:
     way = [
         [line["step"], line[_EVALUATED] * bits / nats.mean().item()]
         for line in read_log(arm.folder / part)
-        if _EVALUATED in line
+        if line.get(_EVALUATED) is not None
     ]
     return {
         "prior_nats_per_token": score_of(nats.mean().item(), "nats/token", **receipt),

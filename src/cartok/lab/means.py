@@ -92,11 +92,13 @@ def tables_of(arms: list[ArmMeans]) -> list[str]:
     return [_table(arms, columns) for columns in (SCORES, losses) if columns]
 
 
-def aligned(rows: list[list[str]]) -> str:
-    """Rows of cells as text: the first column to the left, the others to the right."""
+def aligned(rows: list[list[str]], left: int = 1) -> str:
+    """Rows of cells as text: so many columns to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    turned = [str.ljust] * left + [str.rjust] * (len(widths) - left)
     lines = (
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+        "  ".join(turn(cell, width) for turn, cell, width in zip(turned, row, widths, strict=True))
+        for row in rows
     )
     return "\n".join(line.rstrip() for line in lines)
 

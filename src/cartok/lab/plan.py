@@ -9,7 +9,7 @@ from cartok.core.parallel import World
 from cartok.data.images import open_splits
 from cartok.data.pictures import Pictures
 from cartok.lab.means import aligned
-from cartok.lab.study import StudyRun, record_of, runs_of
+from cartok.lab.records import StudyRun, record_of, runs_of
 from cartok.prior.model import PriorConfig, flops_per_token
 from cartok.recipes.arms import StudyConfig
 from cartok.scaling.measures import shown

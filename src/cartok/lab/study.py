@@ -13,14 +13,14 @@ DIR/
 import os
 import time
 import traceback
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cartok.core.config import config, dict_of, digest_of
+from cartok.core.config import config
 from cartok.core.errors import UserError
 from cartok.core.files import finite, read_json, write_json, write_text
 from cartok.core.parallel import World, gpus_of, see_one_gpu
@@ -29,37 +29,21 @@ from cartok.core.run import provenance, read_log
 from cartok.data.images import open_splits
 from cartok.lab.arm import Arm, run_stage_one, run_stage_two, score_of, seconds_of
 from cartok.lab.inputs import ArmInputs, Scores, arm_inputs
-from cartok.lab.means import LOSSES, ArmMeans, arm_means, mean_over_sizes, warnings_of
+from cartok.lab.means import LOSSES, ArmMeans, arm_means, mean_over_sizes
+from cartok.lab.records import (
+    FILE,
+    StudyRun,
+    new_record,
+    record_of,
+    runs_of,
+    write_summary,
+)
 from cartok.lab.stages import Splits
 from cartok.lab.together import Task, run_together
-from cartok.prior.train import PriorRun
 from cartok.recipes.arms import StudyConfig, names_of
-from cartok.tokenizer.train import TokenizerRun
 
-FILE = "study.json"
 AT_ONCE_ON_GPU = 4
 """On each: a small training leaves most of a GPU idle."""
-
-
-@dataclass(frozen=True)
-class StudyRun:
-    """One arm with one seed."""
-
-    arm: str
-    seed: int
-    tokenizer: TokenizerRun
-    priors: tuple[PriorRun, ...]
-    digest: str
-    """Of all that decides its scores: it is never run twice in one folder."""
-
-    @property
-    def title(self) -> str:
-        """Short and unique within a study."""
-        return f"{self.arm}-s{self.seed}"
-
-    def folder(self, out: Path) -> Path:
-        """Its folder in the study's."""
-        return out / "arms" / f"{self.title}-{self.digest}"
 
 
 @config
@@ -76,15 +60,6 @@ class StudyLaunch:
     def __post_init__(self):
         if self.at_once < 0:
             raise ValueError(f"at_once must not be negative, but is {self.at_once}")
-
-
-def runs_of(study: StudyConfig) -> list[StudyRun]:
-    """Every arm with every seed; all arms have one seed before any has two."""
-    return [
-        _run_of(study, arm.name, replace(arm.tokenizer, seed=seed), seed)
-        for seed in range(study.seeds)
-        for arm in study.arms
-    ]
 
 
 def run_study(study: StudyConfig, launch: StudyLaunch, progress: Progress) -> list[ArmMeans]:
@@ -104,60 +79,16 @@ def run_study(study: StudyConfig, launch: StudyLaunch, progress: Progress) -> li
     progress.say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them recorded already")
     if waiting:
         inputs = _inputs(study, world, launch.device)
-        write_json(out / FILE, _summary(study, out, world))
+        summary = write_summary(study, out, world)
+        if summary["earlier"]:
+            progress.say(f"{len(summary['earlier'])} recorded runs are not of this study's arms")
         gpus = gpus_of(launch.device, world)
-        _run_all(waiting, out, inputs, gpus, launch.at_once or _at_once(world, gpus), progress)
-    summary = _summary(study, out, world)
-    write_json(out / FILE, summary)
+        at_once = launch.at_once or _at_once(world, gpus)
+        _run_all(study, waiting, out, inputs, gpus, at_once, progress)
+    summary = write_summary(study, out)
     for warning in summary["warnings"]:
         progress.say(f"warning: {warning}")
     return arm_means(summary["runs"])
-
-
-def record_of(run: StudyRun, out: Path) -> dict[str, Any]:
-    """What is recorded of a run: its ``arm.json``, what ``study.json`` holds, or that it waits.
-
-    So a study goes on from its ``study.json`` alone, wherever that was carried.
-    """
-    path = run.folder(out) / "arm.json"
-    if path.exists():
-        return read_json(path, "an arm's record")
-    same = (record for record in _finished(out) if record["digest"] == run.digest)
-    return next(same, _record(run, "waiting"))
-
-
-def _finished(out: Path) -> list[dict[str, Any]]:
-    """Every finished run that ``study.json`` holds, whether it is asked for now or not."""
-    if not (out / FILE).exists():
-        return []
-    study = read_json(out / FILE, "a study")
-    records = [*study.get("runs", []), *study.get("earlier", [])]
-    return [record for record in records if record.get("status") == "finished"]
-
-
-def twins_of(study: StudyConfig) -> dict[str, str]:
-    """For each regularised arm the first one without that differs from it in nothing else."""
-    bare = [arm for arm in study.arms if not arm.tokenizer.causal.weight]
-    twins = {}
-    for arm in study.arms:
-        like = [
-            twin.name
-            for twin in bare
-            if replace(arm.tokenizer, causal=twin.tokenizer.causal) == twin.tokenizer
-        ]
-        if like and arm not in bare:
-            twins[arm.name] = like[0]
-    return twins
-
-
-def _run_of(study: StudyConfig, name: str, tokenizer: TokenizerRun, seed: int) -> StudyRun:
-    priors = tuple(replace(prior, seed=seed) for prior in study.priors)
-    plain = {
-        "tokenizer": dict_of(tokenizer),
-        "priors": [dict_of(prior) for prior in priors],
-        "yardstick": dict_of(study.yardstick),
-    }
-    return StudyRun(name, seed, tokenizer, priors, digest_of(plain))
 
 
 def _must_run(record: dict[str, Any], retry: bool) -> bool:
@@ -190,16 +121,16 @@ def _at_once(world: World, gpus: list[int]) -> int:
 
 
 def _run_all(
-    runs: list[StudyRun], out: Path, inputs: ArmInputs, gpus: list[int], at_once: int,
-    progress: Progress,
+    study: StudyConfig, runs: list[StudyRun], out: Path, inputs: ArmInputs, gpus: list[int],
+    at_once: int, progress: Progress,
 ) -> None:  # fmt: skip
     """Deals the runs out to so many processes; one at once needs no other process."""
     hands = [runs[start::at_once] for start in range(min(at_once, len(runs)))]
     if len(hands) == 1:
-        _run_in_turn(runs, out, inputs, progress)
+        _run_in_turn(study, runs, out, inputs, progress)
         return
     tasks: dict[str, Task] = {
-        f"process {i}": (_run_on, (gpu, hand, out, inputs))
+        f"process {i}": (_run_on, (gpu, study, hand, out, inputs))
         for i, (hand, gpu) in enumerate(zip(hands, cycle(gpus or [None]), strict=False))
     }
     try:
@@ -212,19 +143,23 @@ def _run_all(
 
 
 def _run_on(
-    gpu: int | None, runs: list[StudyRun], out: Path, inputs: ArmInputs, progress: Progress
-) -> None:
+    gpu: int | None, study: StudyConfig, runs: list[StudyRun], out: Path, inputs: ArmInputs,
+    progress: Progress,
+) -> None:  # fmt: skip
     """In a process of its own, which sees no other GPU."""
     if gpu is not None:
         see_one_gpu(gpu)
-    _run_in_turn(runs, out, inputs, progress)
+    _run_in_turn(study, runs, out, inputs, progress)
 
 
-def _run_in_turn(runs: list[StudyRun], out: Path, inputs: ArmInputs, progress: Progress) -> None:
+def _run_in_turn(
+    study: StudyConfig, runs: list[StudyRun], out: Path, inputs: ArmInputs, progress: Progress
+) -> None:
     base = runs[0].tokenizer  # all have its pictures
     splits = open_splits(base.data, size=base.view.size)
     for run in runs:
         _run(run, out, inputs, splits, progress)
+        write_summary(study, out)  # a machine may be taken away at any time
 
 
 def _run(run: StudyRun, out: Path, inputs: ArmInputs, splits: Splits, progress: Progress) -> None:
@@ -234,14 +169,14 @@ def _run(run: StudyRun, out: Path, inputs: ArmInputs, splits: Splits, progress: 
         arm = Arm(run.title, folder, out / "pictures", inputs, progress, splits)
         scores = _scores(run, arm)
         made_by = provenance(World.join(inputs.device))
-        record = _record(run, "finished", scores=scores, provenance=made_by)
+        record = new_record(run, "finished", scores=scores, provenance=made_by)
     except Exception as error:  # whatever it is, the other arms can still be compared
         reason = " ".join(str(error).split())
         if not isinstance(error, UserError):
             reason = f"{type(error).__name__}: {reason}"
             write_text(folder / "traceback.txt", traceback.format_exc())
         progress.say(f"{run.title} failed: {reason}")
-        record = _record(run, "failed", reason=reason)
+        record = new_record(run, "failed", reason=reason)
     write_json(folder / "arm.json", finite(record))
 
 
@@ -277,27 +212,3 @@ def _final_losses(arm: Arm) -> Scores:
         for name in LOSSES
         if f"codec/{name}" in last[0]
     }  # fmt: skip
-
-
-def _record(run: StudyRun, status: str, reason: str = "", **found: Any) -> dict[str, Any]:
-    return {"arm": run.arm, "seed": run.seed, "digest": run.digest, "status": status,
-            "reason": reason, **found}  # fmt: skip
-
-
-def _summary(study: StudyConfig, out: Path, world: World) -> dict[str, Any]:
-    runs = runs_of(study)
-    records = [record_of(run, out) for run in runs]
-    means = arm_means(records)
-    asked = {run.digest for run in runs}
-    return {
-        "name": study.name,
-        "config": dict_of(study),
-        "provenance": provenance(world),
-        "arms": [asdict(arm) for arm in means],
-        "runs": [
-            record | {"folder": str(run.folder(out).relative_to(out))}
-            for run, record in zip(runs, records, strict=True)
-        ],
-        "earlier": [record for record in _finished(out) if record["digest"] not in asked],
-        "warnings": warnings_of(means, twins_of(study)),
-    }

@@ -53,9 +53,13 @@ class Claim:
 
     @property
     def interval(self) -> Interval | None:
-        """Where the mean over all seeds lies, from two seeds on."""
+        """Where the mean over all seeds lies, from two seeds on; none if a seed is left out.
+
+        Seeds are left out by how they ended, often by how badly, so those that remain are no
+        fair sample.
+        """
         values = list(self.differences.values())
-        if len(values) < 2 or self.mean is None:
+        if len(values) < 2 or self.mean is None or self.missing:
             return None
         variance = sum((v - self.mean) ** 2 for v in values) / (len(values) - 1)
         t = float(student.ppf((1 + LEVEL) / 2, len(values) - 1))
@@ -69,10 +73,14 @@ class Claim:
 
     @property
     def text(self) -> str:
-        """The mean with its interval, and every seed's difference; or why there is none."""
+        """The mean with its interval, every seed's difference, and which are left out and why."""
+        lacks = "; ".join(f"seed {seed}: {reason}" for seed, reason in self.missing.items())
         if self.mean is None:
-            return next(iter(self.missing.values()), "–")
+            return lacks or "–"
         points = ", ".join(signed(value) for value in self.differences.values())
+        if self.missing:
+            of_all = f"{len(self.differences)} of {len(self.differences) + len(self.missing)} seeds"
+            return f"{points} ({of_all}; {lacks})"
         if self.interval is None:
             return f"{points} (one seed)"
         return f"{signed(self.mean)} {span(self.interval)}; {points}"
@@ -104,9 +112,15 @@ def claims_table(claims: list[Claim]) -> list[list[str]]:
     return [["arm", "minus", *(f"{name} at {at}" for name, at in columns)], *lines] if lines else []
 
 
+def claims_lines(claims: list[Claim]) -> list[list[str]]:
+    """The same a comparison a line, for a terminal."""
+    lines = [[c.arm, c.twin, f"{c.name} at {c.at}", c.text] for c in claims]
+    return [["arm", "minus", "in", f"difference [{LEVEL:.0%} over seeds]; seeds"], *lines]
+
+
 def at_rfd(curve: list[tuple[Number, Number]], rfd: Number) -> Number | None:
     """A curve's value at an rFD: straight lines over log rFD between its points, none beyond."""
-    points = sorted(curve)
+    points = sorted(point for point in curve if point[0] > 0)
     for (x, y), (x_next, y_next) in pairwise(points):
         if x <= rfd <= x_next:
             share = math.log(rfd / x) / math.log(x_next / x) if x_next > x else 0.5
@@ -116,12 +130,12 @@ def at_rfd(curve: list[tuple[Number, Number]], rfd: Number) -> Number | None:
 
 def _at_equal_codes(study: dict[str, Any], arm: str, twin: str, key: str) -> Claim:
     differences, missing = {}, {}
-    others = _values(study, twin, key)
-    for seed, value in _values(study, arm, key).items():
-        if seed in others:
-            differences[seed] = value - others[seed]
+    mine, others = _values(study, arm, key), _values(study, twin, key)
+    for seed in _seeds(study, arm):
+        if seed in mine and seed in others:
+            differences[seed] = mine[seed] - others[seed]
         else:
-            missing[seed] = f"{twin} has no seed {seed}"
+            missing[seed] = f"{twin if seed in mine else arm} has no number"
     return Claim(arm, twin, key, "equal codes", differences, missing)
 
 
@@ -129,19 +143,29 @@ def _at_equal_rfd(study: dict[str, Any], arm: str, twin: str, key: str, curve: l
     differences, missing = {}, {}
     rfds = {name: _values(study, name, "rfd") for name in (arm, *curve)}
     values = {name: _values(study, name, key) for name in (arm, *curve)}
-    for seed, value in values[arm].items():
+    for seed in _seeds(study, arm):
         points = [
             (rfds[name][seed], values[name][seed])
             for name in curve
             if seed in rfds[name] and seed in values[name]
         ]
-        expected = at_rfd(points, rfds[arm][seed])
-        if expected is None:
-            lo, hi = (f(x for x, _ in points) if points else math.nan for f in (min, max))
-            missing[seed] = f"rFD {shown(rfds[arm][seed])} is not in {shown(lo)} to {shown(hi)}"
+        rfd, value = rfds[arm].get(seed), values[arm].get(seed)
+        expected = None if rfd is None else at_rfd(points, rfd)
+        if rfd is None or value is None:
+            missing[seed] = f"{arm} has no number"
+        elif len(points) < 2:
+            missing[seed] = "the baseline has no curve"
+        elif expected is None:
+            low, high = (shown(end(x for x, _ in points)) for end in (min, max))
+            missing[seed] = f"rFD {shown(rfd)} is not in {low} to {high}"
         else:
             differences[seed] = value - expected
     return Claim(arm, twin, key, "equal rFD", differences, missing)
+
+
+def _seeds(study: dict[str, Any], arm: str) -> list[int]:
+    """All that were asked for, however they ended."""
+    return sorted({run["seed"] for run in study["runs"] if run["arm"] == arm})
 
 
 def _values(study: dict[str, Any], arm: str, key: str) -> dict[int, Number]:

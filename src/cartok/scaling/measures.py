@@ -126,7 +126,8 @@ NORMAL_90 = 1.645
 
 @dataclass(frozen=True)
 class Interval:
-    """Where 90 % of repeats with other pictures would fall; other seeds are not in it."""
+    """Where repeats would fall, 90 % of them unless ``source`` says otherwise, which also says what
+    they repeat: other pictures, or other seeds."""
 
     low: Number
     high: Number

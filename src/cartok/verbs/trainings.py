@@ -37,7 +37,7 @@ def study(arguments: list[str]) -> int:
     from cartok.recipes import recipe_of
     from cartok.recipes.arms import adapted
     from cartok.recipes.study import STUDIES
-    from cartok.scaling.claim import claims_of, claims_table
+    from cartok.scaling.claim import claims_lines, claims_of
 
     @dataclass(frozen=True)
     class Study:
@@ -79,8 +79,8 @@ def study(arguments: list[str]) -> int:
     means = run_study(config, launch, progress_bar())
     for table in tables_of(means):
         print(f"{table}\n")
-    if differences := claims_table(claims_of(read_json(out / "study.json", "a study"))):
-        print(f"{aligned(differences)}\n")
+    if claims := claims_of(read_json(out / "study.json", "a study")):
+        print(f"{aligned(claims_lines(claims), left=4)}\n")
     print(out / "study.json")
     return 0 if any(arm.finished for arm in means) else 1
 

@@ -1,0 +1,134 @@
+"""What is known of a study's runs: in their folders, in ``study.json``, and as one summary."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cartok.core.config import dict_of, digest_of
+from cartok.core.files import read_json, write_json
+from cartok.core.parallel import World
+from cartok.core.run import provenance
+from cartok.lab.means import arm_means, warnings_of
+from cartok.prior.train import PriorRun
+from cartok.recipes.arms import StudyConfig
+from cartok.tokenizer.train import TokenizerRun
+
+FILE = "study.json"
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One arm with one seed."""
+
+    arm: str
+    seed: int
+    tokenizer: TokenizerRun
+    priors: tuple[PriorRun, ...]
+    digest: str
+    """Of all that decides its scores: it is never run twice in one folder."""
+
+    @property
+    def title(self) -> str:
+        """Short and unique within a study."""
+        return f"{self.arm}-s{self.seed}"
+
+    def folder(self, out: Path) -> Path:
+        """Its folder in the study's."""
+        return out / "arms" / f"{self.title}-{self.digest}"
+
+
+def runs_of(study: StudyConfig) -> list[StudyRun]:
+    """Every arm with every seed; all arms have one seed before any has two."""
+    return [
+        _run_of(study, arm.name, replace(arm.tokenizer, seed=seed), seed)
+        for seed in range(study.seeds)
+        for arm in study.arms
+    ]
+
+
+def record_of(run: StudyRun, out: Path) -> dict[str, Any]:
+    """What is recorded of a run: that it has finished, else that it failed, else that it waits.
+
+    Its ``arm.json`` counts and what ``study.json`` holds, so that a study goes on from that file
+    alone, wherever it was carried.
+    """
+    same = [record for record in _records(out) if record["digest"] == run.digest]
+    for status in ("finished", "failed"):
+        for record in same:
+            if record["status"] == status:
+                return record | {"arm": run.arm, "seed": run.seed}  # an arm may have been renamed
+    return new_record(run, "waiting")
+
+
+def new_record(run: StudyRun, status: str, reason: str = "", **found: Any) -> dict[str, Any]:
+    """A record of how a run ended."""
+    return {"arm": run.arm, "seed": run.seed, "digest": run.digest, "status": status,
+            "reason": reason, **found}  # fmt: skip
+
+
+def write_summary(study: StudyConfig, out: Path, world: World | None = None) -> dict[str, Any]:
+    """Writes ``study.json`` from all that is recorded, and returns it.
+
+    ``world`` is the one that runs it now; without it the provenance stays what it was.
+    """
+    runs = runs_of(study)
+    records = [record_of(run, out) for run in runs]
+    means = arm_means(records)
+    asked = {run.digest for run in runs}
+    others = {r["digest"]: r for r in _records(out) if r["status"] == "finished"}
+    before = _read(out).get("provenance", {})
+    summary = {
+        "name": study.name,
+        "config": dict_of(study),
+        "provenance": before if world is None else provenance(world),
+        "arms": [asdict(arm) for arm in means],
+        "runs": [
+            record | {"folder": str(run.folder(out).relative_to(out))}
+            for run, record in zip(runs, records, strict=True)
+        ],
+        "earlier": [record for digest, record in others.items() if digest not in asked],
+        "warnings": warnings_of(means, twins_of(study)),
+    }
+    write_json(out / FILE, summary)
+    return summary
+
+
+def twins_of(study: StudyConfig) -> dict[str, str]:
+    """For each regularised arm the first one without that differs from it in nothing else."""
+    bare = [arm for arm in study.arms if not arm.tokenizer.causal.weight]
+    twins = {}
+    for arm in study.arms:
+        like = [
+            twin.name
+            for twin in bare
+            if replace(arm.tokenizer, causal=twin.tokenizer.causal) == twin.tokenizer
+        ]
+        if like and arm not in bare:
+            twins[arm.name] = like[0]
+    return twins
+
+
+def _records(out: Path) -> list[dict[str, Any]]:
+    """Every record in the folders of runs and in ``study.json``, asked for now or not."""
+    in_folders = [read_json(path, "an arm's record") for path in out.glob("arms/*/arm.json")]
+    study = _read(out)
+    return [*in_folders, *study.get("runs", []), *study.get("earlier", [])]
+
+
+def _read(out: Path) -> dict[str, Any]:
+    return read_json(out / FILE, "a study") if (out / FILE).exists() else {}
+
+
+def _run_of(study: StudyConfig, name: str, tokenizer: TokenizerRun, seed: int) -> StudyRun:
+    priors = tuple(replace(prior, seed=seed) for prior in study.priors)
+    plain = {
+        "tokenizer": dict_of(tokenizer) | {"data": _name_of(tokenizer.data)},
+        "priors": [dict_of(prior) for prior in priors],
+        "yardstick": dict_of(study.yardstick),
+    }
+    return StudyRun(name, seed, tokenizer, priors, digest_of(plain))
+
+
+def _name_of(data: str) -> str:
+    """The same wherever the pictures lie: a folder's or file's own name."""
+    return data if data.startswith("hub:") else Path(data).name
