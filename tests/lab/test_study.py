@@ -1,5 +1,6 @@
+import importlib.util
 import json
-import shutil
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from cartok.core.errors import UserError
 from cartok.core.parallel import World
 from cartok.core.progress import Progress
 from cartok.data.images import open_splits
+from cartok.lab import arm as arm_module
 from cartok.lab import study as study_module
 from cartok.lab.inputs import ArmInputs
 from cartok.lab.means import ArmMeans, arm_means, mean_over_sizes, tables_of, warnings_of
@@ -19,146 +21,46 @@ from cartok.lab.records import runs_of, twins_of
 from cartok.lab.study import StudyLaunch, run_study
 from cartok.recipes import Recipe, recipe_of
 from cartok.recipes import study as recipes_module
-from cartok.recipes.arms import StudyArm, StudyConfig, adapted
+from cartok.recipes.arms import StudyArm, adapted
 from cartok.recipes.prior import toy
 from cartok.recipes.study import STUDIES
-from cartok.recipes.tokenizer import baseline_toy, causal_toy
-from cartok.recipes.yardstick import Yardstick
+from cartok.recipes.tokenizer import baseline_toy
 
-FEW = Yardstick(samples=512)
+_TOYS = Path(__file__).with_name("study_toys.py")
+_SPEC = importlib.util.spec_from_file_location(_TOYS.stem, _TOYS)
+toys = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(toys)
 
-
-def score(value, **receipt):
-    return {"value": value, "unit": "", "receipt": receipt}
-
-
-def small_study(*weights, **fields):
-    """Toy arms of these weights, followed by one toy prior."""
-    arms = (
-        StudyArm(
-            name=f"lambda-{weight:g}",
-            tokenizer=replace(causal_toy(), causal=replace(causal_toy().causal, weight=weight)),
-        )
-        for weight in weights
-    )
-    given = {"priors": (toy(),), "yardstick": FEW} | fields
-    return StudyConfig(name="small", arms=tuple(arms), **given)
-
-
-@pytest.fixture
-def trainings(monkeypatch):
-    """Trains nothing: a list of the runs that would have been; scores are the weight plus seed.
-
-    A weight of 13 is not finite, one of 14 meets a bug, and 15 is killed, but once.
-    """
-    done = []
-
-    def scores(run, arm):
-        done.append(arm.name)
-        weight = run.tokenizer.causal.weight
-        if weight == 13:
-            raise UserError("a loss is not finite;\nlower the rate")
-        if weight == 14:
-            raise RuntimeError("shapes differ")
-        if weight == 15 and done.count(arm.name) == 1:
-            raise KeyboardInterrupt
-        measured = ("gfd", "latent_variance", "next_latent_r2", "probe_r2_quantised")
-        return {name: score(weight + run.seed) for name in measured}
-
-    monkeypatch.setattr(study_module, "_scores", scores)
-    empty = object.__new__(ArmInputs)
-    object.__setattr__(empty, "device", "cpu")  # nobody looks further into it
-    monkeypatch.setattr(study_module, "_inputs", lambda *arguments: empty)
-    return done
-
-
-def go(study, out, **fields):
-    run_study(study, StudyLaunch(out=out, device="cpu", at_once=1, **fields), Progress())
-    return json.loads((out / "study.json").read_text())
+FEW, go, score, small_study = toys.FEW, toys.go, toys.score, toys.small_study
 
 
 # ------------------------------------------------------------------ the engine
 
 
-def test_a_study_goes_on_from_its_study_json_alone(tmp_path, trainings):
-    go(small_study(0, 1), tmp_path / "here")
-    (tmp_path / "there").mkdir()
-    shutil.copy(tmp_path / "here/study.json", tmp_path / "there/study.json")
-    found = go(small_study(0, 1, seeds=2), tmp_path / "there")
-    assert trainings == ["lambda-0-s0", "lambda-1-s0", "lambda-0-s1", "lambda-1-s1"]
-    assert [arm["finished"] for arm in found["arms"]] == [2, 2]
-    assert all(run["provenance"]["torch"] for run in found["runs"])
+def test_scores_of_a_stage_are_measured_once_unless_one_is_not_a_number(tmp_path):
+    measured = []
+
+    def measure(value):
+        measured.append(value)
+        return {"gfd": score(value)}
+
+    path = tmp_path / "arm" / "2x64-scores.json"
+    assert math.isnan(arm_module._once(path, lambda: measure(math.nan))["gfd"]["value"])
+    for _ in range(2):
+        assert arm_module._once(path, lambda: measure(3.5)) == {"gfd": score(3.5)}
+    assert measured[1:] == [3.5]
 
 
-def test_a_study_that_is_stopped_leaves_a_study_json_of_all_that_has_finished(tmp_path, trainings):
-    with pytest.raises(KeyboardInterrupt):
-        go(small_study(0, 1, 15), tmp_path / "here")
-    (tmp_path / "there").mkdir()
-    shutil.copy(tmp_path / "here/study.json", tmp_path / "there/study.json")
-    go(small_study(0, 1, 15), tmp_path / "there")
-    assert trainings == ["lambda-0-s0", "lambda-1-s0", "lambda-15-s0", "lambda-15-s0"]
-
-
-def test_what_has_finished_elsewhere_counts_more_than_what_failed_here(tmp_path, trainings):
-    study = small_study(0, 13)
-    failed = go(study, tmp_path)
-    record = failed["runs"][1] | {"status": "finished", "scores": {"gfd": score(7.0)}}
-    failed["runs"][1] = record
-    (tmp_path / "study.json").write_text(json.dumps(failed))
-    found = go(study, tmp_path)
-    assert [run["status"] for run in found["runs"]] == ["finished", "finished"]
-    assert found["runs"][1]["scores"]["gfd"]["value"] == 7
-    assert len(trainings) == 2
-
-
-def test_a_failure_known_from_study_json_alone_is_run_again_only_when_asked(tmp_path, trainings):
-    go(small_study(0, 13), tmp_path)
-    shutil.rmtree(tmp_path / "arms")
-    found = go(small_study(0, 13), tmp_path)
-    assert len(trainings) == 2
-    assert "lower the rate" in found["runs"][1]["reason"]
-    go(small_study(0, 13), tmp_path, retry=True)
-    assert len(trainings) == 3
-
-
-def test_a_renamed_arm_takes_its_records_along(tmp_path, trainings):
-    study = small_study(0, 1)
-    go(study, tmp_path)
-    shutil.rmtree(tmp_path / "arms")
-    first, second = study.arms
-    renamed = replace(study, arms=(first, replace(second, name="renamed")))
-    found = go(renamed, tmp_path)
-    assert len(trainings) == 2
-    assert [arm["name"] for arm in found["arms"]] == ["lambda-0", "renamed"]
-    assert found["earlier"] == []
-
-
-def test_where_the_pictures_lie_makes_no_other_run():
-    study = small_study(0)
-    here, there, others = (
-        [run.digest for run in runs_of(adapted(study, data=data))]
-        for data in ("cifar10", "/data/cifar10", "other")
-    )
-    assert here == there != others
-
-
-def test_looking_at_a_finished_study_changes_nothing_of_it(tmp_path, trainings):
-    made = go(small_study(0), tmp_path)
-    made["provenance"] = {"device": "cuda: another machine"}
-    (tmp_path / "study.json").write_text(json.dumps(made))
-    assert go(small_study(0), tmp_path) == made
-
-
-def test_records_that_are_not_asked_for_now_are_kept(tmp_path, trainings):
-    go(small_study(0, 1, seeds=2), tmp_path)
-    shutil.rmtree(tmp_path / "arms")
-    found = go(small_study(0), tmp_path)
-    assert [(run["arm"], run["seed"]) for run in found["earlier"]] == [
-        ("lambda-1", 0), ("lambda-0", 1), ("lambda-1", 1)
-    ]  # fmt: skip
-    again = go(small_study(0, 1, seeds=2), tmp_path)
-    assert len(trainings) == 4
-    assert (len(again["runs"]), again["earlier"]) == (4, [])
+@pytest.mark.parametrize(("gpus", "seen"), [([], [None] * 3), ([0, 1], [0, 1, 0])])
+def test_runs_are_dealt_out_to_processes_and_those_to_gpus(gpus, seen, tmp_path, monkeypatch):
+    dealt = []
+    monkeypatch.setattr(study_module, "run_together", lambda tasks, _: dealt.extend(tasks.values()))
+    study = small_study(0, 1, 2, 3, 4)
+    inputs = object.__new__(ArmInputs)
+    study_module._run_all(study, runs_of(study), tmp_path, inputs, gpus, 3, Progress())
+    assert [task[1][0] for task in dealt] == seen
+    hands = [[run.arm for run in task[1][2]] for task in dealt]
+    assert hands == [["lambda-0", "lambda-3"], ["lambda-1", "lambda-4"], ["lambda-2"]]
 
 
 def test_every_arm_runs_with_every_seed_and_is_told_in_the_order_given(tmp_path, trainings):

@@ -11,6 +11,7 @@ from cartok.metrics.frechet import (
     Gaussian,
     fd_effnet64,
     frechet_distance,
+    frechet_of_endless,
     frechet_of_gaussians,
     gaussian_of,
 )
@@ -67,6 +68,20 @@ def test_the_distance_agrees_with_torch_fidelity():
     statistics = [fid_features_to_statistics(side) for side in (a, b)]
     (theirs,) = fid_statistics_to_metric(*statistics, verbose=False).values()
     assert frechet_distance(a, b) == pytest.approx(theirs, rel=1e-9)
+
+
+def test_of_few_pictures_the_least_varied_come_nearest_unless_the_bias_is_taken_off():
+    """Two sets of one distribution, one scaled: the truth is least at a scale of 1."""
+    spread = torch.arange(1, 201).double() ** -0.3
+    a, b = (normal(count, 200, seed).double() * spread for count, seed in ((400, 0), (9000, 1)))
+    scales = (0.85, 0.9, 0.95, 1.0, 1.05)
+
+    def nearest(distance):
+        return min(scales, key=lambda scale: distance(scale * a, b))
+
+    assert nearest(frechet_distance) < 1
+    assert nearest(frechet_of_endless) == 1
+    assert abs(frechet_of_endless(a, b)) < frechet_distance(a, b) / 3
 
 
 def test_the_order_of_pictures_does_not_count():

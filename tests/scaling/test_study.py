@@ -102,6 +102,16 @@ def test_a_row_has_means_with_intervals_dashes_and_the_reason_of_a_failure():
     assert set(rows["broken"].cells) == {"–"}
 
 
+def test_the_page_names_every_machine_that_had_a_part(tmp_path):
+    study = study_of(ARMS)
+    study["runs"][0]["provenance"] = {"device": "cuda: A", "torch": "2.11", "commit": ""}
+    study["runs"][1]["provenance"] = {"device": "cuda: B", "torch": "2.11", "commit": "abc"}
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    page = write_report(tmp_path).read_text()
+    assert "cuda: A, cuda: B" in page
+    assert "<dd>abc</dd>" in page
+
+
 def test_the_page_of_a_study_stands_alone(tmp_path):
     (tmp_path / "study.json").write_text(json.dumps(study_of(ARMS)))
     page = write_report(tmp_path).read_text()

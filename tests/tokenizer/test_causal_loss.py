@@ -310,10 +310,11 @@ def test_the_encoder_feels_the_cross_entropy_through_what_is_read_alone():
 
 
 @STARTS
-def test_the_rate_is_torchs_of_gaussians_over_noisy_latents(start):
-    """Nats a channel, but for the constant half log of 2 pi."""
+@pytest.mark.parametrize("on_sphere", [True, False])
+def test_the_rate_is_torchs_of_gaussians_over_noisy_latents(start, on_sphere):
+    """Nats a channel, but for half the log of 2 pi; and of their variance where scale is free."""
     latents = toys.some_latents()
-    encoded = toys.encoded_of(latents, latents + 0.3)
+    encoded = toys.encoded_of(latents, latents + 0.3, on_sphere=on_sphere)
     predictor = toys.small_predictor(loss="rate", reads="noisy", start=start)
     found = predictor.regularise(encoded, 1.0, torch.Generator().manual_seed(1)).loss
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
@@ -322,6 +323,8 @@ def test_the_rate_is_torchs_of_gaussians_over_noisy_latents(start):
     aim = predictor.sequence_of(noisy)[:, -predicted.shape[1] :]
     gaussian = torch.distributions.Normal(predicted[..., :-1], (0.5 * predicted[..., -1:]).exp())
     nats = -gaussian.log_prob(aim).mean() - 0.5 * math.log(2 * math.pi)
+    target = predictor.sequence_of(latents)[:, -predicted.shape[1] :]
+    nats = nats - (0 if on_sphere else 0.5 * target.var((0, 1), correction=0).mean().log())
     assert found.item() == pytest.approx(nats.item(), abs=1e-5)
 
 
@@ -334,6 +337,34 @@ def test_of_one_deviation_for_all_cells_the_rate_is_l2():
     mse = (predicted - target).square().mean()
     for variance, rate in at.items():
         assert rate.item() == pytest.approx((mse / variance + math.log(variance)).item() / 2)
+
+
+def test_off_the_sphere_smaller_latents_have_no_lower_rate():
+    latents = toys.some_latents(batch=8)
+    predictor = toys.last_cell_predictor(channels=CHANNELS, loss="rate", reads="noisy")
+    rates, pulls = [], []
+    for scale in (1.0, 0.1):
+        small = (scale * latents).requires_grad_()
+        # As sure as it can be: the log of the variance of steps from cell to cell.
+        steps = predictor.sequence_of(small).detach().diff(dim=1)
+        log_variance = steps.square().mean().log()
+        predictor.write = _WithLogVariance(log_variance)
+        encoded = toys.encoded_of(small, small.detach() * (1 + 1e-4))
+        loss = predictor.regularise(encoded, 1.0, torch.Generator().manual_seed(0)).loss
+        loss.backward()
+        rates.append(loss.item())
+        pulls.append((small.grad * small.detach()).sum().item())
+    assert rates[0] == pytest.approx(rates[1], abs=1e-3)
+    assert pulls == pytest.approx([0, 0], abs=1e-2)  # d loss / d log scale
+
+
+class _WithLogVariance(torch.nn.Module):
+    def __init__(self, log_variance):
+        super().__init__()
+        self.log_variance = log_variance
+
+    def forward(self, mean):
+        return torch.cat([mean, self.log_variance.expand(*mean.shape[:-1], 1)], dim=-1)
 
 
 def test_what_is_watched_beside_a_rate_is_of_the_latents_themselves():

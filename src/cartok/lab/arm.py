@@ -19,7 +19,7 @@ from cartok.lab.evaluations import code_use, grid_of_pictures, reconstruct, save
 from cartok.lab.inputs import ArmInputs, Scores, named_scores
 from cartok.lab.probe import frozen_latents, probe
 from cartok.lab.stages import Launch, Splits, run_extract, run_prior, run_tokenizer
-from cartok.metrics.frechet import frechet_distance
+from cartok.metrics.frechet import frechet_of_endless
 from cartok.metrics.reconstruction import psnr_db
 from cartok.metrics.suite import Featurised, featurise, score_pictures
 from cartok.prior.model import Prior
@@ -244,8 +244,8 @@ def _cached_by(prior: Prior) -> int:
 def _best_guidance(draw: _Draws, inputs: ArmInputs, seed: int) -> tuple[float, dict[str, float]]:
     """The guidance whose samples come nearest, and how near each came; drawn with another seed.
 
-    By ``fd_effnet`` in full, as the verdict: its bias in few pictures is the same for each, where
-    projected features put the best guidance elsewhere.
+    By the distance in full features, without its bias in few pictures, which would favour strong
+    guidance; projected features put the best guidance elsewhere than the verdict does.
     """
     if inputs.scan_features is None:
         return (inputs.yardstick.guidances[0] if inputs.num_classes else 1.0), {}
@@ -254,7 +254,7 @@ def _best_guidance(draw: _Draws, inputs: ArmInputs, seed: int) -> tuple[float, d
     for guidance in inputs.yardstick.guidances:
         pixels, _ = draw(inputs.yardstick.scan_samples, SCAN_SEED + seed, guidance)
         features = _featurised(pixels, inputs, draw.device).features.to(draw.device)
-        found[guidance] = frechet_distance(features, reference)
+        found[guidance] = frechet_of_endless(features, reference)
     return min(found, key=lambda guidance: found[guidance]), {f"{g:g}": v for g, v in found.items()}
 
 

@@ -39,8 +39,8 @@ class PriorRun:
     )
     loop: LoopConfig = LoopConfig(steps=375_000, batch=256)
     compile: bool = False
-    """Fuses each layer by torch.compile: half a minute at the start, then several times the speed
-    of a small prior on a GPU."""
+    """Fuses each layer by torch.compile: some ten seconds at the start, then a step of a small
+    prior takes a GPU half the time."""
     evaluations: tuple[EvaluationConfig, ...] = ()
     seed: int = 0
 

@@ -24,7 +24,7 @@ from cartok.tokenizer.train import TokenizerRun
 
 YARDSTICK = Yardstick(
     samples=10_000, reference=25_000, held=10_000,
-    guidances=(1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0), scan_samples=2_048, size=224,
+    guidances=(1.0, 1.5, 1.75, 2.0, 2.5, 3.0), scan_samples=4_096, size=224,
 )  # fmt: skip
 """A guidance for each prior, then 10,000 samples; the judge sees pictures in full."""
 
@@ -107,7 +107,7 @@ def _claim(
 
 
 def _chosen(run: TokenizerRun) -> TokenizerRun:
-    """The form that the search holds for the best so far (docs/evidence)."""
+    """The form that goes into the claims; provisional until the search has run with it."""
     return _causal(run, reads="noisy", loss="rate", weight=0.05)
 
 

@@ -123,9 +123,16 @@ def _study_page(path: Path) -> str:
         claims=claims_table(claims_of(study)),
         figures=study_figures(study),
         learning=learning_figures(study),
-        about=study["provenance"],
+        about=study["provenance"] | _made_on(study["runs"]),
         yardstick=study["config"].get("yardstick", {}),
     )  # fmt: skip
+
+
+def _made_on(runs: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """What made the runs, where they say so: several machines and commits may have had a part."""
+    made = [run["provenance"] for run in runs if run.get("provenance")]
+    keys = ("device", "torch", "commit") if made else ()
+    return {key: sorted({str(one.get(key, "")) for one in made} - {""}) for key in keys}
 
 
 def _run(name: str, record: dict[str, Any]) -> dict[str, Any]:

@@ -118,6 +118,8 @@ class CausalPredictor(nn.Module):
         variance = variance_of(target)
         if self.config.loss == "rate":
             predicted, loss = _rate(predicted, self.sequence_of(inputs)[:, -num:].float())
+            if self._has_free_scale(encoded):  # else shrunk latents would cost less
+                loss = loss - 0.5 * variance.clamp_min(1e-6).log()
         else:
             loss = self._distance(predicted, target)
         if self._divides(encoded):
@@ -198,9 +200,11 @@ class CausalPredictor(nn.Module):
     def _divides(self, encoded: Encoded) -> bool:
         if self.config.loss != "l2" or self.config.scale == "none":
             return False
-        # On the sphere a channel's mean square is 1/d whatever the encoder does.
-        free = self.config.space != "lookup" or not encoded.quantized.on_sphere
-        return free or self.config.scale != "auto"
+        return self._has_free_scale(encoded) or self.config.scale != "auto"
+
+    def _has_free_scale(self, encoded: Encoded) -> bool:
+        """False on the sphere: a channel's mean square is 1/d whatever the encoder does."""
+        return self.config.space != "lookup" or not encoded.quantized.on_sphere
 
     def _divisor(self, variance: Scalar) -> Scalar:
         """Of the loss's own power: the variance of squares, the deviation of a norm."""
@@ -238,7 +242,8 @@ def _rate(
 ) -> tuple[Sequence, Scalar]:
     """The predicted means, and nats a channel of the target under Gaussians round them.
 
-    The last of the predicted channels is the log of each cell's variance.
+    But for half the log of 2 pi. The last of the predicted channels is the log of each cell's
+    variance.
     """
     mean, log_variance = predicted[..., :-1], predicted[..., -1:].clamp(-_LOG_RANGE, _LOG_RANGE)
     squares = (target - mean).square() * torch.exp(-log_variance)

@@ -45,11 +45,12 @@ class CausalConfig:
     the straight-through codes, whose pull goes to the latents."""
     loss: Literal["l2", "cosine", "ce", "rate"] = "l2"
     """ce: cross-entropy of the next token, whatever ``target``. A token has no gradient, so the
-    encoder feels it through what is read alone. rate: nats of the next latent under a Gaussian
-    whose deviation is predicted, too, a channel; both the latents read and the one predicted have
-    noise of the quantisation's size, as where rate is traded for distortion in compression (Balle
-    et al. 2017). l2 is its case of one deviation for all cells: there it pulls hardest where
-    pictures surprise most. It reads 'noisy'; a weight of .05 is felt like 1 of l2."""
+    encoder feels it through what is read alone. rate: nats a channel of the next latent under a
+    Gaussian whose deviation is predicted, too, one a cell; the latents read and the one predicted
+    have noise of the quantisation's size, as where rate is traded for distortion in compression
+    (Balle et al. 2017). l2 is its case of one deviation for all cells, and pulls hardest where
+    pictures surprise most. It reads 'noisy'. Where latents have a free scale, half the log of their
+    variance, with its gradient, is taken off."""
     reduction: Literal["mean", "sum", "norm"] = "mean"
     """Of l2 over channels: mean or sum of squares, or the root of the sum (as one summary of the
     paper writes it); over batch and positions always the mean."""

@@ -1,0 +1,100 @@
+"""A study's records outlive folders, machines, other names and other questions."""
+
+import importlib.util
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cartok.lab.records import runs_of
+from cartok.recipes.arms import adapted
+
+_TOYS = Path(__file__).with_name("study_toys.py")
+_SPEC = importlib.util.spec_from_file_location(_TOYS.stem, _TOYS)
+toys = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(toys)
+
+go, score, small_study = toys.go, toys.score, toys.small_study
+
+
+def test_a_study_goes_on_from_its_study_json_alone(tmp_path, trainings):
+    go(small_study(0, 1), tmp_path / "here")
+    (tmp_path / "there").mkdir()
+    shutil.copy(tmp_path / "here/study.json", tmp_path / "there/study.json")
+    found = go(small_study(0, 1, seeds=2), tmp_path / "there")
+    assert trainings == ["lambda-0-s0", "lambda-1-s0", "lambda-0-s1", "lambda-1-s1"]
+    assert [arm["finished"] for arm in found["arms"]] == [2, 2]
+    assert all(run["provenance"]["torch"] for run in found["runs"])
+
+
+def test_a_study_that_is_stopped_leaves_a_study_json_of_all_that_has_finished(tmp_path, trainings):
+    with pytest.raises(KeyboardInterrupt):
+        go(small_study(0, 1, 15), tmp_path / "here")
+    (tmp_path / "there").mkdir()
+    shutil.copy(tmp_path / "here/study.json", tmp_path / "there/study.json")
+    go(small_study(0, 1, 15), tmp_path / "there")
+    assert trainings == ["lambda-0-s0", "lambda-1-s0", "lambda-15-s0", "lambda-15-s0"]
+
+
+def test_what_has_finished_elsewhere_counts_more_than_what_failed_here(tmp_path, trainings):
+    study = small_study(0, 13)
+    failed = go(study, tmp_path)
+    record = failed["runs"][1] | {"status": "finished", "scores": {"gfd": score(7.0)}}
+    failed["runs"][1] = record
+    (tmp_path / "study.json").write_text(json.dumps(failed))
+    found = go(study, tmp_path)
+    assert [run["status"] for run in found["runs"]] == ["finished", "finished"]
+    assert found["runs"][1]["scores"]["gfd"]["value"] == 7
+    assert len(trainings) == 2
+
+
+def test_a_failure_known_from_study_json_alone_is_run_again_only_when_asked(tmp_path, trainings):
+    go(small_study(0, 13), tmp_path)
+    shutil.rmtree(tmp_path / "arms")
+    found = go(small_study(0, 13), tmp_path)
+    assert len(trainings) == 2
+    assert "lower the rate" in found["runs"][1]["reason"]
+    go(small_study(0, 13), tmp_path, retry=True)
+    assert len(trainings) == 3
+
+
+def test_a_renamed_arm_takes_its_records_along(tmp_path, trainings):
+    study = small_study(0, 1)
+    go(study, tmp_path)
+    shutil.rmtree(tmp_path / "arms")
+    first, second = study.arms
+    renamed = replace(study, arms=(first, replace(second, name="renamed")))
+    found = go(renamed, tmp_path)
+    assert len(trainings) == 2
+    assert [arm["name"] for arm in found["arms"]] == ["lambda-0", "renamed"]
+    assert found["earlier"] == []
+
+
+def test_where_the_pictures_lie_makes_no_other_run():
+    study = small_study(0)
+    here, there, others = (
+        [run.digest for run in runs_of(adapted(study, data=data))]
+        for data in ("cifar10", "/data/cifar10", "other")
+    )
+    assert here == there != others
+
+
+def test_looking_at_a_finished_study_changes_nothing_of_it(tmp_path, trainings):
+    made = go(small_study(0), tmp_path)
+    made["provenance"] = {"device": "cuda: another machine"}
+    (tmp_path / "study.json").write_text(json.dumps(made))
+    assert go(small_study(0), tmp_path) == made
+
+
+def test_records_that_are_not_asked_for_now_are_kept(tmp_path, trainings):
+    go(small_study(0, 1, seeds=2), tmp_path)
+    shutil.rmtree(tmp_path / "arms")
+    found = go(small_study(0), tmp_path)
+    assert [(run["arm"], run["seed"]) for run in found["earlier"]] == [
+        ("lambda-1", 0), ("lambda-0", 1), ("lambda-1", 1)
+    ]  # fmt: skip
+    again = go(small_study(0, 1, seeds=2), tmp_path)
+    assert len(trainings) == 4
+    assert (len(again["runs"]), again["earlier"]) == (4, [])
