@@ -1,7 +1,8 @@
 """The search on CIFAR-10, which form of the regulariser helps over which baseline; and its claims.
 
-Made for a GPU: 32 px, f=2, 256 tokens, as many as the paper has; a tokenizer of 10k steps and a
-prior of 5M parameters, each in minutes. Give ``--data`` CIFAR-10; other pictures of 32 px will do.
+Made for a GPU: 32 px at f=2, or 64 at f=4, so 256 tokens, as many as the paper has; a tokenizer of
+10k steps and a prior of 5M parameters, each in minutes. Give ``--data`` CIFAR-10, and tiny-claim
+Tiny ImageNet; other pictures of these sizes will do.
 """
 
 from dataclasses import replace
@@ -74,7 +75,7 @@ def cifar_search() -> StudyConfig:
 def cifar_claim() -> StudyConfig:
     """The chosen form and the baseline's curve, five seeds, a prior of two lengths (32 px)."""
     base = _tokenizer()
-    priors = (_prior(), _in_steps(_prior(), 18_000))
+    priors = (_prior(), _of_steps(_prior(), 18_000))
     return _claim("cifar-claim", base, (128, 256, 512, 1024), priors, seeds=5)
 
 
@@ -88,7 +89,7 @@ def tiny_claim() -> StudyConfig:
         model=replace(base.model, codec=codec),
         workers=4,
     )
-    small = _in_steps(_prior(), 12_000)
+    small = _of_steps(_prior(), 12_000)
     large = TransformerConfig(width=512, depth=8, heads=8, dropout=0.1)
     priors = (small, replace(small, transformer=large))
     return _claim("tiny-claim", base, (512, 1024, 2048, 4096), priors, seeds=3, held=5_000)
@@ -146,7 +147,7 @@ def _tokenizer() -> TokenizerRun:
 
 
 def _prior() -> PriorRun:
-    """4.8M parameters; 6k steps."""
+    """5.4M parameters with 512 codes; 6k steps."""
     return PriorRun(
         transformer=TransformerConfig(width=256, depth=6, heads=4, dropout=0.1),
         optim=OptimConfig(
@@ -165,7 +166,7 @@ def _losses(run: TokenizerRun, **changes: Any) -> TokenizerRun:
     return replace(run, losses=replace(run.losses, **changes))
 
 
-def _in_steps(prior: PriorRun, steps: int) -> PriorRun:
+def _of_steps(prior: PriorRun, steps: int) -> PriorRun:
     return replace(prior, loop=replace(prior.loop, steps=steps))
 
 
