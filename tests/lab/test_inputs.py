@@ -64,7 +64,7 @@ def test_each_prior_takes_the_guidance_whose_samples_come_nearest(pictures, monk
         return replace(inputs.scan_features, features=pixels.float().mean().view(1, 1))
 
     monkeypatch.setattr(arm_module, "_featurised", featurised)
-    monkeypatch.setattr(arm_module, "frechet_of_endless", distance)
+    monkeypatch.setattr(arm_module, "extrapolated_frechet", distance)
 
     class Draws(arm_module._Draws):
         device = torch.device("cpu")

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from cartok.core.errors import UserError
 from cartok.metrics.frechet import (
     Gaussian,
+    extrapolated_frechet,
     fd_effnet64,
     frechet_distance,
-    frechet_of_endless,
     frechet_of_gaussians,
     gaussian_of,
 )
@@ -80,8 +80,8 @@ def test_of_few_pictures_the_least_varied_come_nearest_unless_the_bias_is_taken_
         return min(scales, key=lambda scale: distance(scale * a, b))
 
     assert nearest(frechet_distance) < 1
-    assert nearest(frechet_of_endless) == 1
-    assert abs(frechet_of_endless(a, b)) < frechet_distance(a, b) / 3
+    assert nearest(extrapolated_frechet) == 1
+    assert abs(extrapolated_frechet(a, b)) < frechet_distance(a, b) / 3
 
 
 def test_the_order_of_pictures_does_not_count():

@@ -19,7 +19,7 @@ from cartok.lab.evaluations import code_use, grid_of_pictures, reconstruct, save
 from cartok.lab.inputs import ArmInputs, Scores, named_scores
 from cartok.lab.probe import frozen_latents, probe
 from cartok.lab.stages import Launch, Splits, run_extract, run_prior, run_tokenizer
-from cartok.metrics.frechet import frechet_of_endless
+from cartok.metrics.frechet import extrapolated_frechet
 from cartok.metrics.reconstruction import psnr_db
 from cartok.metrics.suite import Featurised, featurise, score_pictures
 from cartok.prior.model import Prior
@@ -254,7 +254,7 @@ def _best_guidance(draw: _Draws, inputs: ArmInputs, seed: int) -> tuple[float, d
     for guidance in inputs.yardstick.guidances:
         pixels, _ = draw(inputs.yardstick.scan_samples, SCAN_SEED + seed, guidance)
         features = _featurised(pixels, inputs, draw.device).features.to(draw.device)
-        found[guidance] = frechet_of_endless(features, reference)
+        found[guidance] = extrapolated_frechet(features, reference)
     return min(found, key=lambda guidance: found[guidance]), {f"{g:g}": v for g, v in found.items()}
 
 

@@ -4,11 +4,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from scipy.stats import t as student
-
 from cartok.lab.inputs import Scores
-from cartok.scaling.measures import Cell
+from cartok.scaling.measures import Cell, students
 from cartok.tokenizer.doctor import Measures, gaming_of, measures_of
 
 LEVEL = 0.9
@@ -131,13 +128,10 @@ def _mean_over_seeds(scores: list[dict[str, Any]]) -> dict[str, Any]:
     """One seed's score as it is; of several the mean, with Student's interval for it."""
     if len(scores) == 1:
         return scores[0]
-    values = torch.tensor([score["value"] for score in scores], dtype=torch.float64)
-    error = (values.std() / len(values) ** 0.5).item()
-    reach = error * float(student.ppf((1 + LEVEL) / 2, len(values) - 1))
-    mean = values.mean().item()
-    over = {"values": values.tolist(), "level": LEVEL, "interval": [mean - reach, mean + reach]}
+    values = [score["value"] for score in scores]
+    over = {"values": values, "level": LEVEL, "interval": list(students(values, LEVEL))}
     receipt = _shared([score["receipt"] for score in scores]) | {"over_seeds": over}
-    return {"value": mean, "unit": scores[0]["unit"], "receipt": receipt}
+    return {"value": _mean(values), "unit": scores[0]["unit"], "receipt": receipt}
 
 
 def _shared(receipts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def frechet_distance(a: FirstFeatures, b: SecondFeatures) -> float:
     return frechet_of_gaussians(gaussian_of(a), gaussian_of(b))
 
 
-def frechet_of_endless(a: FirstFeatures, b: SecondFeatures) -> float:
+def extrapolated_frechet(a: FirstFeatures, b: SecondFeatures) -> float:
     """The squared Frechet distance that endless pictures like ``a`` would have, about.
 
     Its bias falls with 1 / count and grows with the spread of ``a``, so of few pictures the least

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from scipy.stats import t as student
-
-from cartok.scaling.measures import Interval, Number, shown, signed, span
+from cartok.scaling.measures import Interval, Number, shown, signed, span, students
 
 LEVEL = 0.95
 """Of the intervals over seeds (Student's)."""
@@ -61,10 +59,7 @@ class Claim:
         values = list(self.differences.values())
         if len(values) < 2 or self.mean is None or self.missing:
             return None
-        variance = sum((v - self.mean) ** 2 for v in values) / (len(values) - 1)
-        t = float(student.ppf((1 + LEVEL) / 2, len(values) - 1))
-        reach = t * math.sqrt(variance / len(values))
-        return Interval(self.mean - reach, self.mean + reach, f"{LEVEL:.0%} over seeds")
+        return Interval(*students(values, LEVEL), f"{LEVEL:.0%} over seeds")
 
     @property
     def is_clear(self) -> bool:

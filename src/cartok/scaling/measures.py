@@ -5,8 +5,11 @@ is shown under its own name.
 """
 
 import math
+import statistics
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from scipy.stats import t as student
 
 Number = float | int
 """JSON has one kind of number, Python two."""
@@ -136,6 +139,13 @@ class Interval:
     def overlaps(self, other: "Interval") -> bool:
         """True if no difference can be claimed."""
         return self.low <= other.high and other.low <= self.high
+
+
+def students(values: list[Number], level: float) -> tuple[float, float]:
+    """Student's interval for the mean over two or more seeds."""
+    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    reach = error * float(student.ppf((1 + level) / 2, len(values) - 1))
+    return mean - reach, mean + reach
 
 
 @dataclass(frozen=True)
