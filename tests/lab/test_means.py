@@ -1,0 +1,88 @@
+"""A study's numbers: means over priors and seeds, warnings, and tables for a terminal."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from cartok.lab.means import ArmMeans, arm_means, mean_over_sizes, tables_of, warnings_of
+
+_TOYS = Path(__file__).with_name("study_toys.py")
+_SPEC = importlib.util.spec_from_file_location(_TOYS.stem, _TOYS)
+toys = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(toys)
+
+go, score, small_study = toys.go, toys.score, toys.small_study
+
+
+def test_the_mean_over_sizes_has_the_mean_ends_and_what_all_receipts_say():
+    first = score(1.0, network="a", seed=0, bootstrap={"level": 0.9, "interval": [0.0, 3.0]})
+    second = score(3.0, network="a", seed=1, bootstrap={"level": 0.9, "interval": [2.0, 4.0]})
+    mean = mean_over_sizes([first, second])
+    assert mean["value"] == 2
+    assert mean["receipt"] == {
+        "network": "a", "mean_over": 2, "bootstrap": {"level": 0.9, "interval": [1.0, 3.5]},
+    }  # fmt: skip
+    assert "bootstrap" not in mean_over_sizes([score(1.0), score(2.0)])["receipt"]
+
+
+def test_the_interval_over_seeds_is_students():
+    runs = [
+        {"arm": "a", "status": "finished", "scores": {"gfd": score(value, seed=value)}}
+        for value in (1.0, 2.0, 3.0)
+    ]
+    (arm,) = arm_means([*runs, {"arm": "a", "status": "failed", "reason": "died"}])
+    assert (arm.finished, arm.failures) == (3, ["died"])
+    low, high = arm.scores["gfd"]["receipt"]["over_seeds"]["interval"]
+    assert arm.scores["gfd"]["value"] == 2
+    assert high - 2 == pytest.approx(2.919986 / 3**0.5, rel=1e-6)  # t of 95 %, 2 degrees of freedom
+    assert low == pytest.approx(4 - high)
+
+
+def test_a_score_that_one_seed_lacks_is_no_score_of_the_arm():
+    runs = [
+        {"arm": "a", "status": "finished", "scores": {"gfd": score(1.0), "rfd": score(1.0)}},
+        {"arm": "a", "status": "finished", "scores": {"gfd": score(2.0)}},
+    ]
+    assert set(arm_means(runs)[0].scores) == {"gfd"}
+
+
+def test_a_score_that_was_not_finite_is_missing():
+    def run(arm, seed, variance, rfd):
+        measured = {"latent_variance": score(variance), "next_latent_r2": score(0.5),
+                    "probe_r2_quantised": score(0.5), "rfd": rfd}  # fmt: skip
+        return {"arm": arm, "seed": seed, "status": "finished", "scores": measured}
+
+    runs = [("none", 0, 0.1, score(2.0)), ("wild", 0, 0.1, score(1.0)),
+            ("wild", 1, None, score(None))]  # fmt: skip
+    arms = arm_means([run(*one) for one in runs])
+    assert set(arms[1].scores) == {"next_latent_r2", "probe_r2_quantised"}
+    assert warnings_of(arms, {"wild": "none"}) == []
+    _, first, second = (line.split() for line in tables_of(arms)[0].splitlines())
+    assert first[3:5] == ["2", "-"]  # rFD, and no gFD
+    assert second[3:5] == ["-", "-"]
+
+
+def test_a_regulariser_that_was_won_without_helping_is_named_beside_its_twin():
+    def arm(name, r2_latents, r2_codes):
+        values = {"latent_variance": 0.1, "next_latent_r2": r2_latents}
+        values["probe_r2_quantised"] = r2_codes
+        return ArmMeans(name, 1, [], {key: score(value) for key, value in values.items()})
+
+    arms = [arm("none", 0.3, 0.2), arm("good", 0.6, 0.5), arm("gamed", 0.9, 0.2)]
+    (warning,) = warnings_of(arms, {"good": "none", "gamed": "none", "gone": "none"})
+    assert warning.startswith("gamed: hidden prediction")
+
+
+def test_a_table_shows_a_dash_for_what_is_missing_and_why_an_arm_failed():
+    fine = ArmMeans("fine", 1, [], {"rfd": score(2.5, bootstrap={"interval": [2.0, 3.0]}),
+                                    "loss_codebook": score(0.125)})  # fmt: skip
+    scores, losses = tables_of([fine, ArmMeans("bad", 0, ["it died"], {})])
+    heading, first, second = scores.splitlines()
+    assert heading.split()[:4] == ["arm", "steps", "FLOPs", "rFD"]
+    assert "2.500 [2, 3]" in first
+    assert first.split()[0] == "fine"
+    assert second.split()[:3] == ["bad", "-", "-"]
+    assert second.endswith("failed: it died")
+    assert losses.splitlines()[0].split() == ["arm", "codebook"]
+    assert "0.1250" in losses
