@@ -25,7 +25,7 @@ from cartok.metrics.suite import Featurised, featurise, score_pictures
 from cartok.prior.model import Prior
 from cartok.prior.train import PriorRun, first_views
 from cartok.sampling.sampler import Sampler, balanced_labels
-from cartok.scaling.measures import Number
+from cartok.scaling.numbers import Number
 from cartok.tokenizer.model import Tokenizer
 from cartok.tokenizer.train import TokenizerRun
 

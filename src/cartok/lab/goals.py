@@ -9,7 +9,7 @@ against the step with the regulariser too.
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from cartok.scaling.measures import shown
+from cartok.scaling.numbers import shown
 
 
 @dataclass(frozen=True)

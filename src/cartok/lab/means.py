@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cartok.lab.inputs import Scores
-from cartok.scaling.measures import Cell, students
+from cartok.scaling.numbers import Cell, students
 from cartok.tokenizer.doctor import Measures, gaming_of, measures_of
 
 LEVEL = 0.9

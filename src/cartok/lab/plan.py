@@ -12,7 +12,7 @@ from cartok.lab.means import aligned
 from cartok.lab.records import StudyRun, record_of, runs_of
 from cartok.prior.model import PriorConfig, flops_per_token
 from cartok.recipes.arms import StudyConfig
-from cartok.scaling.measures import shown
+from cartok.scaling.numbers import shown
 from cartok.tokenizer.train import TokenizerJob
 
 

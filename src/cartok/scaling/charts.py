@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy import array
 
-from cartok.scaling.measures import Number
+from cartok.scaling.numbers import Number
 
 Points = Sequence[Sequence[Number]]
 """[[x, y], ...]"""

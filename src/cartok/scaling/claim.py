@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from cartok.scaling.measures import Interval, Number, shown, signed, span, students
+from cartok.scaling.numbers import Interval, Number, shown, signed, span, students
 
 LEVEL = 0.95
 """Of the intervals over seeds (Student's)."""

@@ -15,7 +15,8 @@ from cartok.scaling.charts import (
     pair_chart,
     position_chart,
 )
-from cartok.scaling.measures import ARMS, Number, Row, Rows, shown, signed
+from cartok.scaling.measures import ARMS, Row, Rows
+from cartok.scaling.numbers import Number, shown, signed
 
 Records = dict[str, dict[str, Any]]
 """Records by the path of their run."""

@@ -17,7 +17,8 @@ from cartok.core.errors import UserError
 from cartok.core.files import read_json, write_text
 from cartok.scaling.claim import claims_of, claims_table
 from cartok.scaling.figures import demo_figures, run_figures
-from cartok.scaling.measures import ARMS, GROUPS, OTHERS, rows_of, shown, signed, span
+from cartok.scaling.measures import ARMS, GROUPS, OTHERS, rows_of
+from cartok.scaling.numbers import shown, signed, span
 from cartok.scaling.study import (
     COLUMNS,
     check_study,

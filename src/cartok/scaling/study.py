@@ -14,7 +14,7 @@ from markupsafe import Markup
 from cartok.core.errors import UserError
 from cartok.scaling.charts import Dot, Series, line_chart, plane_chart
 from cartok.scaling.figures import Figure
-from cartok.scaling.measures import Cell, Number, shown
+from cartok.scaling.numbers import Cell, Number, shown
 
 COLUMNS = {
     "rfd": "rFD",

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from cartok.scaling.measures import Row, Rows, shown
+from cartok.scaling.measures import Row, Rows
+from cartok.scaling.numbers import shown
 
 SEED_SPREAD_PERCENT = 5.0
 """How far two runs of one recipe may differ in prior loss: one seed of the demo, rounded otherwise
