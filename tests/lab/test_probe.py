@@ -39,8 +39,32 @@ def walk(num, correlation, seed):
 
 
 def frozen(latents, codes=None):
-    tokens = torch.zeros(len(latents), 4, 4, dtype=torch.long)
+    tokens = torch.zeros(len(latents), *latents.shape[2:], dtype=torch.long)
     return FrozenLatents(latents, latents if codes is None else codes, tokens)
+
+
+# ------------------------------------------------------------------ the space of the codes
+
+
+@pytest.mark.parametrize("dimension", [1, 3, 5])
+def test_codes_that_vary_alike_in_some_directions_have_so_many_dimensions(dimension):
+    generator = torch.Generator().manual_seed(0)
+    plane, _ = torch.linalg.qr(torch.randn(6, 6, generator=generator))
+    plane = plane[:, :dimension]
+    codes = torch.randn(64, 8, 8, dimension, generator=generator) @ plane.T + 3.0
+    found = frozen(torch.zeros(64, 6, 8, 8), codes.movedim(-1, 1)).code_dimension
+    assert found == pytest.approx(dimension, rel=0.01)
+
+
+def test_a_direction_that_varies_little_counts_little():
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randn(64, 2, 8, 8, generator=generator) * torch.tensor([1.0, 0.1])[:, None, None]
+    found = frozen(torch.zeros(64, 2, 8, 8), codes).code_dimension
+    assert found == pytest.approx((1 + 0.01) ** 2 / (1 + 0.01**2), rel=0.01)
+
+
+def test_one_code_has_no_dimension():
+    assert frozen(torch.zeros(2, 3, 2, 2), torch.ones(2, 3, 2, 2)).code_dimension == 0
 
 
 # ------------------------------------------------------------------ the two nets

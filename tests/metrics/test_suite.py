@@ -129,5 +129,5 @@ def test_pictures_of_several_sizes_are_refused(others):
 
 
 def test_an_unknown_kind_of_score_is_refused(reference):
-    with pytest.raises(UserError, match="one of gfd, rfd, floor, but got 'fid'"):
+    with pytest.raises(UserError, match="one of gfd, rfd, redrawn, floor, but got 'fid'"):
         score_pictures(reference, reference, size=SIZE, what="fid")

@@ -17,9 +17,10 @@ from cartok.core.shapes import Pixels, pixels_of
 from cartok.data.tokens import open_tokens, read_manifest
 from cartok.lab.evaluations import code_use, grid_of_pictures, reconstruct, save_png, sheet_of
 from cartok.lab.inputs import ArmInputs, Scores, named_scores
+from cartok.lab.one_step import redrawn
 from cartok.lab.probe import frozen_latents, probe
 from cartok.lab.stages import Launch, Splits, run_extract, run_prior, run_tokenizer
-from cartok.metrics.frechet import extrapolated_frechet
+from cartok.metrics.frechet import MIN_PICTURES, extrapolated_frechet
 from cartok.metrics.reconstruction import psnr_db
 from cartok.metrics.suite import Featurised, featurise, score_pictures
 from cartok.prior.model import Prior
@@ -110,7 +111,11 @@ def run_stage_two(arm: Arm, recipe: PriorRun, part: str) -> Scores:
     _stop_if_interrupted(run.is_finished)
     return _once(
         arm.folder / f"{part}-scores.json",
-        lambda: _prior_scores(arm, part) | _sample_scores(arm, part, recipe.seed),
+        lambda: (
+            _prior_scores(arm, part)
+            | _redrawn_scores(arm, part, recipe.seed)
+            | _sample_scores(arm, part, recipe.seed)
+        ),
     )
 
 
@@ -172,6 +177,9 @@ def _tokenizer_scores(arm: Arm) -> Scores:
         "latent_variance": score_of(
             held_latents.variance, "squared latent units", pictures=len(held)
         ),
+        "code_dimension": score_of(
+            held_latents.code_dimension, "participation ratio", pictures=len(held)
+        ),
     }
 
 
@@ -191,6 +199,25 @@ def _prior_scores(arm: Arm, part: str) -> Scores:
         "prior_nats_per_token": score_of(nats.mean().item(), "nats/token", **receipt),
         "prior_bits_per_image": score_of(bits, "bits/image", **receipt, over_steps=way),
     }
+
+
+def _redrawn_scores(arm: Arm, part: str, seed: int) -> Scores:
+    """What the prior's doubts cost in pictures: held-out tokens against one draw a position."""
+    inputs, tokenizer = arm.inputs, arm.tokenizer()
+    device = next(tokenizer.parameters()).device
+    prior = Prior.from_pretrained(arm.folder / part).to(device)
+    shards = open_tokens(arm.folder / "tokens", "val")
+    found = redrawn(prior, tokenizer, shards, inputs.yardstick.held, seed)
+    receipt = {"pictures": len(found.true), "seed": seed, "split": "validation"}
+    scores = {
+        "redrawn_kept": score_of(found.share_kept, "share of tokens", **receipt),
+        "redrawn_psnr_db": score_of(psnr_db(found.drawn, found.true), "dB", **receipt),
+    }
+    if len(found.true) < MIN_PICTURES:
+        return scores
+    drawn, true = (_featurised(pixels_of(im), inputs, device) for im in (found.drawn, found.true))
+    distances = score_pictures(drawn, true, what="redrawn", device=device)
+    return scores | named_scores("redrawn_", distances)
 
 
 def _sample_scores(arm: Arm, part: str, seed: int) -> Scores:

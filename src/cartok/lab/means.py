@@ -17,10 +17,12 @@ SCORES = {
     "gFD": "gfd",
     "nats/token": "prior_nats_per_token",
     "bits/image": "prior_bits_per_image",
+    "redrawn FD": "redrawn_fd",
     "R2 latents": "next_latent_r2",
     "R2 codes": "probe_r2_quantised",
     "next-latent MSE": "next_latent_mse",
     "quantisation MSE": "commitment_mse",
+    "dimensions": "code_dimension",
     "usage": "code_usage",
     "perplexity": "code_perplexity",
 }

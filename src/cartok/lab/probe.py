@@ -61,6 +61,18 @@ class FrozenLatents:
         """Over pictures and cells, mean of channels."""
         return self.latents.movedim(1, -1).flatten(0, 2).var(0, correction=0).mean().item()
 
+    @property
+    def code_dimension(self) -> float:
+        """Of the space that codes take up, 1 to their channels, 0 if there is one code alone.
+
+        The participation ratio of their covariance, (sum of eigenvalues)² / sum of squares: d if d
+        directions vary alike and the others not.
+        """
+        codes = self.codes.movedim(1, -1).flatten(0, 2).double()
+        spread = torch.linalg.eigvalsh(torch.cov(codes.T).reshape(codes.shape[1], -1))
+        power = spread.square().sum()
+        return (spread.sum().square() / power).item() if power > 0 else 0.0
+
 
 @dataclass(frozen=True)
 class ProbeResult:

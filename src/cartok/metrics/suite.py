@@ -34,8 +34,8 @@ from cartok.metrics.frechet import (
 from cartok.metrics.kernel import KERNEL_BLOCK, kernel_distance
 from cartok.metrics.score import EVALUATOR, Score
 
-KINDS = ("gfd", "rfd", "floor")
-"""What is scored: generated pictures, reconstructions of real ones, or other real pictures."""
+KINDS = ("gfd", "rfd", "redrawn", "floor")
+"""What is scored: generated pictures, reconstructions, those of redrawn tokens, or real ones."""
 
 BOOTSTRAPS = 100
 

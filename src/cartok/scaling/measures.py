@@ -70,6 +70,17 @@ GROUPS: dict[str, dict[str, Measure]] = {
         "floor_kd": Measure(
             "gKD floor", "The kernel distance between the same two sets of photographs."
         ),
+        "redrawn_fd": Measure(
+            "Redrawn FD",
+            "Held-out tokens against the same with every code drawn again, given the true ones "
+            "before it: what the prior's doubts cost in pictures, before errors build up.",
+            "lower",
+        ),
+        "redrawn_kd": Measure("Redrawn KD", "The same two sets by the kernel distance.", "lower"),
+        "redrawn_psnr_db": Measure(
+            "Redrawn PSNR", "The same pictures, pair by pair: codes near in pixels cost less."
+        ),
+        "redrawn_kept": Measure("Redrawn as they were", "The share of codes that the draw kept."),
     },
     "Tokens and latents": {
         "code_usage": Measure(
@@ -100,6 +111,10 @@ GROUPS: dict[str, dict[str, Measure]] = {
         ),
         "latent_variance": Measure(
             "Latent variance", "How far latents spread; shrinking latents lower it."
+        ),
+        "code_dimension": Measure(
+            "Dimensions of codes",
+            "Directions that codes spread over alike: the participation ratio of their covariance.",
         ),
     },
     "Cost": {

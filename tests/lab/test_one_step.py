@@ -1,0 +1,76 @@
+"""Codes drawn again, given the true ones before them: against closed forms."""
+
+import pytest
+import torch
+
+from cartok.data.tokens import TokenManifest, TokenWriter, open_tokens
+from cartok.data.views import View
+from cartok.lab import one_step
+from cartok.lab.one_step import redrawn
+from cartok.layers import TransformerConfig
+from cartok.prior.model import Prior, PriorConfig
+from cartok.recipes.tokenizer import causal_toy
+from cartok.tokenizer.model import Tokenizer
+
+CODES, GRID = 32, (4, 4)
+
+
+@pytest.fixture
+def tokenizer():
+    torch.manual_seed(0)
+    return Tokenizer(causal_toy().model).eval()
+
+
+@pytest.fixture
+def prior():
+    torch.manual_seed(1)
+    net = TransformerConfig(width=16, depth=1, heads=2, hidden_multiple=16)
+    return Prior(PriorConfig(transformer=net, codebook_size=CODES, grid=GRID, num_classes=2)).eval()
+
+
+@pytest.fixture
+def shards(tmp_path):
+    manifest = TokenManifest(
+        tokenizer_digest="t", codebook_size=CODES, grid=GRID, classes=("a", "b"), source="none",
+        picture_digests={"val": "d"}, view=View(size=16), kind="center",
+    )  # fmt: skip
+    writer = TokenWriter(tmp_path / "tokens", manifest)
+    tokens = torch.randint(CODES, (300, 1, 16), generator=torch.Generator().manual_seed(0))
+    writer.add("val", tokens, torch.arange(300) % 2)
+    writer.finish()
+    return open_tokens(tmp_path / "tokens", "val")
+
+
+def test_a_prior_that_knows_keeps_every_code(prior, tokenizer, shards, monkeypatch):
+    def certain(self, tokens, labels):
+        return 100.0 * torch.nn.functional.one_hot(tokens, CODES)
+
+    monkeypatch.setattr(Prior, "forward", certain)
+    found = redrawn(prior, tokenizer, shards, 80, seed=0)
+    assert found.share_kept == 1
+    torch.testing.assert_close(found.drawn, found.true)
+
+
+def test_a_prior_that_knows_nothing_keeps_one_code_in_as_many_as_there_are(
+    prior, tokenizer, shards
+):
+    torch.nn.init.zeros_(prior.head.weight)
+    found = redrawn(prior, tokenizer, shards, 300, seed=0)
+    assert found.share_kept == pytest.approx(1 / CODES, abs=0.01)
+    assert (found.drawn != found.true).flatten(1).any(1).all()
+
+
+def test_true_pictures_are_those_of_the_tokens_spread_over_the_set(prior, tokenizer, shards):
+    found = redrawn(prior, tokenizer, shards, 4, seed=0)
+    tokens = torch.stack([shards[row][0] for row in (0, 100, 199, 299)]).unflatten(1, GRID)
+    with torch.inference_mode():
+        torch.testing.assert_close(found.true, tokenizer.image_of(tokens))
+
+
+def test_draws_follow_from_the_seed_and_not_from_the_batch(prior, tokenizer, shards, monkeypatch):
+    whole = redrawn(prior, tokenizer, shards, 20, seed=5)
+    monkeypatch.setattr(one_step, "BATCH", 7)
+    parts = redrawn(prior, tokenizer, shards, 20, seed=5)
+    torch.testing.assert_close(parts.drawn, whole.drawn, atol=1e-4, rtol=0)
+    assert parts.share_kept == whole.share_kept
+    assert not torch.equal(redrawn(prior, tokenizer, shards, 20, seed=6).drawn, whole.drawn)
