@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cartok.scaling.claim import at_rfd, claims_lines, claims_of, claims_table
+from cartok.scaling.claim import at_rfd, claims_lines, claims_of, claims_tables
 
 
 def study_of(arms):
@@ -103,7 +103,7 @@ def test_a_number_that_is_not_there_or_is_0_breaks_nothing():
 def test_an_arm_is_compared_with_what_differs_in_the_regulariser_alone():
     arms = {"few": BASE["few"], "causal": (512, 4.0, [(2.0, 18.0)])}
     assert claims_of(study_of(arms)) == []
-    assert {c.twin for c in claims_of(study_of(arms | {"base": BASE["base"]}))} == {"base"}
+    assert {c.minus for c in claims_of(study_of(arms | {"base": BASE["base"]}))} == {"base"}
 
 
 def test_each_of_several_priors_is_compared_too():
@@ -115,17 +115,59 @@ def test_each_of_several_priors_is_compared_too():
     assert names == ["gFD", "gFD 12x512", "gFD 6x256", "rFD"]
 
 
-def test_the_table_has_an_arm_a_line_and_a_comparison_a_column():
+def test_tables_hold_one_comparison_each_and_lines_follow_them():
     arms = BASE | {"causal": (512, 4.0, [(2.0, 18.0)]), "far": (512, 2.0, [(9.0, 18.0)])}
-    assert claims_table(claims_of(study_of(arms))) == [
-        ["arm", "minus", "gFD at equal codes", "gFD at equal rFD", "rFD at equal codes"],
-        ["causal", "base", "−2 (one seed)", "−2 (one seed)", "0 (one seed)"],
-        ["far", "base", "−2 (one seed)", "seed 0: rFD 9 is not in 2 to 4", "+7 (one seed)"],
-    ]
+    tables = claims_tables(claims_of(study_of(arms)))
+    said = {name: [(c.arm, c.minus, c.text) for c in some] for name, some in tables.items()}
+    assert said == {
+        "gFD at equal codes": [
+            ("causal", "base", "−2 (one seed)"), ("far", "base", "−2 (one seed)"),
+        ],
+        "gFD at equal rFD": [
+            ("causal", "base", "−2 (one seed)"),
+            ("far", "base", "seed 0: rFD 9 is not in 2 to 4"),
+        ],
+        "gFD at an rFD no higher": [
+            ("causal", "base", "−2 (one seed)"), ("far", "few", "+2 (one seed)"),
+        ],
+        "rFD at equal codes": [
+            ("causal", "base", "0 (one seed)"), ("far", "base", "+7 (one seed)"),
+        ],
+    }  # fmt: skip
     lines = claims_lines(claims_of(study_of(arms)))
     assert lines[1] == ["causal", "base", "gFD at equal codes", "−2 (one seed)"]
-    assert len(lines) == 7
-    assert claims_table([]) == []
+    assert len(lines) == 9
+    assert claims_tables([]) == {}
+
+
+def test_the_best_baseline_is_the_lowest_on_average_of_those_that_reconstruct_as_well():
+    """Whatever it is made of: a gain that a stronger commitment has, too, is not the form's."""
+    arms = BASE | {
+        "other": (64, 0.0, [(1.9, 15.0), (2.3, 21.0), (2.1, 15.0)]),
+        "poor": (64, 0.0, [(8.0, 1.0), (8.0, 1.0), (8.0, 1.0)]),
+        "causal": (512, 4.0, [(2.0, 14.0), (3.0, 20.0), (2.0, 14.0)]),
+    }
+    found = claim(arms, "causal", "gfd", "an rFD no higher")
+    assert (found.minus, found.differences) == ("other", {0: -1.0, 1: -1.0, 2: -1.0})
+    assert found.is_clear
+    arms["causal"] = (512, 4.0, [(1.0, 14.0)])
+    assert not [c for c in claims_of(study_of(arms)) if c.at == "an rFD no higher"]
+
+
+def test_an_arm_without_the_regulariser_is_held_against_the_first_ones_curve():
+    arms = {
+        "base": BASE["base"], "few": BASE["few"], "other": (512, 0.0, [(HALFWAY, 17.0)]),
+        "odd": (100, 0.0, [(2.0, 3.0)]),
+    }  # fmt: skip
+    study = study_of(arms)
+    for arm in study["config"]["arms"][2:]:
+        arm["tokenizer"]["losses"] = {"commitment": 4.0}
+    found = {(c.arm, c.minus, c.key, c.at): c.mean for c in claims_of(study)}
+    assert found == {
+        ("other", "base", "gfd", "equal codes"): -3.0,
+        ("other", "base", "gfd", "equal rFD"): pytest.approx(-1.0),
+        ("other", "base", "rfd", "equal codes"): pytest.approx(HALFWAY - 2),
+    }
 
 
 rfds = st.floats(0.5, 50)

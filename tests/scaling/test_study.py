@@ -72,6 +72,18 @@ def test_a_plane_shows_every_arm_that_has_ended_at_the_mean_of_its_seeds():
     assert "bits/image" in str(bits.svg)
 
 
+def test_an_arm_that_lies_far_off_is_told_and_does_not_press_the_others_into_a_corner():
+    near = {f"arm-{i}": (512, float(i), [(2 + i / 10, 14 - i / 4, 1500.0)]) for i in range(9)}
+    gfd, bits = study_figures(study_of(near | {"odd": (512, 99.0, [(3.0, 27.4, 1500.0)])}))
+    assert gfd.note.endswith("; beyond the plane: odd at (3, 27.40)")
+    assert ">odd<" not in str(gfd.svg)
+    assert all(f">{name}<" in str(gfd.svg) for name in near)
+    assert ">odd<" in str(bits.svg)
+    few = dict(list(near.items())[:3])
+    gfd, _ = study_figures(study_of(few | {"odd": (512, 99.0, [(3.0, 27.4, 1500.0)])}))
+    assert ">odd<" in str(gfd.svg)
+
+
 def test_what_a_prior_learned_is_drawn_as_the_mean_over_seeds_a_figure_a_prior():
     study = study_of(ARMS)
     for run in study["runs"]:

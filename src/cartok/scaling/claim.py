@@ -1,8 +1,9 @@
-"""What regularised arms gained over the baseline, seed by seed: with as many codes, at equal rFD.
+"""What arms gained over baselines, seed by seed.
 
 Fewer codes make any tokenizer easier to model, and so does whatever else makes reconstruction
-worse. So a gain at equal codes alone shows little: the second comparison is with the baseline's
-curve over codebook sizes, at the arm's own rFD.
+worse. So a gain at equal codes alone shows little. The second comparison is with the baseline's
+curve over codebook sizes, at the arm's own rFD; the third with the best of all arms without the
+regulariser, whatever else they change, that reconstruct at least as well.
 """
 
 import json
@@ -19,19 +20,21 @@ LEVEL = 0.95
 CLAIMED = {"gfd": "gFD", "gkd": "gKD", "prior_bits_per_image": "bits/image", "rfd": "rFD"}
 """Scores that are compared, by heading; where there are several priors, each prior's too."""
 
+_NO_HIGHER = "an rFD no higher"
+
 _CURVED = ("gfd", "gkd", "prior_bits_per_image")  # what is read off the baseline's curve, too
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A regularised arm's differences from the baseline in one score; below 0 is less of it."""
+    """An arm's differences from a baseline in one score; below 0 is less of it."""
 
     arm: str
-    twin: str
-    """The arm without the regulariser that differs from it in nothing else."""
+    minus: str
+    """The baseline: an arm without the regulariser."""
     key: str
     at: str
-    """'equal codes' or 'equal rFD'."""
+    """'equal codes', 'equal rFD' or 'an rFD no higher'."""
     differences: dict[int, Number]
     """By seed."""
     missing: dict[int, str]
@@ -82,34 +85,47 @@ class Claim:
 
 
 def claims_of(study: dict[str, Any]) -> list[Claim]:
-    """Every regularised arm that has a twin, in every score of ``CLAIMED``."""
+    """Every arm with a baseline to be held against, in every score of ``CLAIMED``.
+
+    A regularised arm has the arm that differs in nothing else. An arm without, but off the curve of
+    the study's first one, has the arm on that curve with as many codes.
+    """
+    arms = study["config"]["arms"]
+    bare = [arm for arm in arms if not _weight(arm)]
     claims = []
-    for arm in study["config"]["arms"]:
-        twin = _twin_of(arm, study) if _weight(arm) else None
+    for arm in arms:
+        twin = _twin_of(arm, bare) if _weight(arm) else _beside(arm, bare)
         if twin is None:
             continue
-        curve = [other["name"] for other in study["config"]["arms"] if _is_on_curve(other, twin)]
+        curve = [other["name"] for other in bare if _is_on_curve(other, twin)]
         for key in _keys_of(study, arm["name"]):
             claims.append(_at_equal_codes(study, arm["name"], twin["name"], key))
-            if key.partition("/")[0] in _CURVED and len(curve) > 1:
+            if key.partition("/")[0] not in _CURVED:
+                continue
+            if len(curve) > 1:
                 claims.append(_at_equal_rfd(study, arm["name"], twin["name"], key, curve))
+            best = _best_of(study, arm["name"], key, [other["name"] for other in bare])
+            if _weight(arm) and best is not None:
+                differences, missing = _within_seeds(study, arm["name"], best, key)
+                claims.append(Claim(arm["name"], best, key, _NO_HIGHER, differences, missing))
     return claims
 
 
-def claims_table(claims: list[Claim]) -> list[list[str]]:
-    """A line of headings, then an arm a line; empty without claims."""
-    columns = list(dict.fromkeys((claim.name, claim.at) for claim in claims))
-    arms = dict.fromkeys((claim.arm, claim.twin) for claim in claims)
-    found = {(claim.arm, claim.name, claim.at): claim.text for claim in claims}
-    lines = [
-        [arm, twin, *(found.get((arm, *column), "–") for column in columns)] for arm, twin in arms
-    ]
-    return [["arm", "minus", *(f"{name} at {at}" for name, at in columns)], *lines] if lines else []
+def claims_tables(claims: list[Claim]) -> dict[str, list[Claim]]:
+    """Claims by what is compared, which is each table's heading."""
+    tables: dict[str, list[Claim]] = {}
+    for claim in claims:
+        tables.setdefault(f"{claim.name} at {claim.at}", []).append(claim)
+    return tables
 
 
 def claims_lines(claims: list[Claim]) -> list[list[str]]:
     """The same a comparison a line, for a terminal."""
-    lines = [[c.arm, c.twin, f"{c.name} at {c.at}", c.text] for c in claims]
+    lines = [
+        [claim.arm, claim.minus, f"{claim.name} at {claim.at}", claim.text]
+        for table in claims_tables(claims).values()
+        for claim in table
+    ]
     return [["arm", "minus", "in", f"difference [{LEVEL:.0%} over seeds]; seeds"], *lines]
 
 
@@ -124,14 +140,21 @@ def at_rfd(curve: list[tuple[Number, Number]], rfd: Number) -> Number | None:
 
 
 def _at_equal_codes(study: dict[str, Any], arm: str, twin: str, key: str) -> Claim:
+    return Claim(arm, twin, key, "equal codes", *_within_seeds(study, arm, twin, key))
+
+
+def _within_seeds(
+    study: dict[str, Any], arm: str, other: str, key: str
+) -> tuple[dict[int, Number], dict[int, str]]:
+    """Differences of two arms by seed, and the seeds that lack one."""
     differences, missing = {}, {}
-    mine, others = _values(study, arm, key), _values(study, twin, key)
+    mine, others = _values(study, arm, key), _values(study, other, key)
     for seed in _seeds(study, arm):
         if seed in mine and seed in others:
             differences[seed] = mine[seed] - others[seed]
         else:
-            missing[seed] = f"{twin if seed in mine else arm} has no number"
-    return Claim(arm, twin, key, "equal codes", differences, missing)
+            missing[seed] = f"{other if seed in mine else arm} has no number"
+    return differences, missing
 
 
 def _at_equal_rfd(study: dict[str, Any], arm: str, twin: str, key: str, curve: list[str]) -> Claim:
@@ -190,10 +213,35 @@ def _weight(arm: dict[str, Any]) -> Number:
     return arm["tokenizer"]["causal"]["weight"]
 
 
-def _twin_of(arm: dict[str, Any], study: dict[str, Any]) -> dict[str, Any] | None:
+def _twin_of(arm: dict[str, Any], bare: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The first arm without the regulariser that differs in nothing else."""
-    bare = (other for other in study["config"]["arms"] if not _weight(other))
     return next((other for other in bare if _without(other) == _without(arm)), None)
+
+
+def _beside(arm: dict[str, Any], bare: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """On the first baseline's curve the arm with as many codes, for an arm that is not on it."""
+    curve = [other for other in bare if _is_on_curve(other, bare[0])]
+    return next((o for o in curve if arm not in curve and _codes(o) == _codes(arm)), None)
+
+
+def _best_of(study: dict[str, Any], arm: str, key: str, bare: list[str]) -> str | None:
+    """Of arms with a mean rFD no higher, the one whose score is lowest; means over seeds."""
+    rfd = _mean_of(study, arm, "rfd")
+    found = {}
+    for other in bare:
+        its, score = _mean_of(study, other, "rfd"), _mean_of(study, other, key)
+        if rfd is not None and its is not None and score is not None and its <= rfd:
+            found[other] = score
+    return min(found, key=lambda name: found[name]) if found else None
+
+
+def _mean_of(study: dict[str, Any], arm: str, key: str) -> Number | None:
+    values = _values(study, arm, key).values()
+    return sum(values) / len(values) if values else None
+
+
+def _codes(arm: dict[str, Any]) -> int | None:
+    return arm["tokenizer"]["model"]["quantizer"].get("codebook_size")
 
 
 def _is_on_curve(arm: dict[str, Any], twin: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ question is whether the curve with the regulariser lies below the one without.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import quantiles
 from typing import Any
 
 from markupsafe import Markup
@@ -46,6 +47,8 @@ PLANES = {
     ),
 }
 """What is drawn over rFD: title, axis, and the words under it."""
+
+_MANY = 8  # arms among which one that lies far off can be told
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,8 @@ def _plane(study: dict[str, Any], key: str) -> Figure | None:
             found.setdefault(run["arm"], []).append((values[0], values[1]))
     if not found:
         return None
+    far = _far_from_all({name: _middle(points) for name, points in found.items()})
+    found = {name: points for name, points in found.items() if name not in far}
     lines = []
     for tone, family in enumerate(families_of(study)):
         here = [name for name in family if name in found]
@@ -151,10 +156,27 @@ def _plane(study: dict[str, Any], key: str) -> Figure | None:
         if len(found[name]) > 1
     ]
     title, axis, note = PLANES[key]
+    if far:
+        places = (f"{name} at ({shown(x)}, {shown(y)})" for name, (x, y) in far.items())
+        note = f"{note}; beyond the plane: {', '.join(places)}"
     told = ", ".join(f"{d.name} {shown(d.x)} and {shown(d.y)}" for line in lines for d in line)
     label = f"{title}: rFD and {axis} of each arm: {told}."
     chart = plane_chart([line for line in lines if line], alone, "rFD", axis, label)
     return Figure(title, note, Markup(chart))
+
+
+def _far_from_all(places: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """Arms that would press the others into a corner: off their middle half by four times that."""
+    if len(places) < _MANY:
+        return {}
+    far = {}
+    for axis in (0, 1):
+        low, _, high = quantiles([place[axis] for place in places.values()], n=4)
+        reach = 4 * (high - low)
+        for name, place in places.items():
+            if not low - reach <= place[axis] <= high + reach:
+                far[name] = place
+    return far
 
 
 def _middle(points: Sequence[Sequence[Number]]) -> tuple[float, float]:
