@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -14,9 +15,10 @@ from cartok.scaling.claim import claims_of
 from cartok.tokenizer.model import Tokenizer
 
 SEARCHES, CLAIMS = ("cifar-search",), ("cifar-claim", "tiny-claim")
+SEEDED = ("cifar-literal", "cifar-dimensions")
 each = pytest.mark.parametrize("name", STUDIES)
 of_the_demos_size = pytest.mark.parametrize(
-    "name", [n for n in STUDIES if n not in SEARCHES + CLAIMS]
+    "name", [n for n in STUDIES if n not in SEARCHES + CLAIMS + SEEDED]
 )
 
 
@@ -259,15 +261,38 @@ def test_every_form_of_the_search_can_be_read_against_a_curve_of_baselines(name)
         study_file["runs"].append({"arm": arm, "seed": 0, "scores": scores})
     claims = [c for c in claims_of(study_file) if (c.key, c.at) == ("gfd", "equal rFD")]
     regularised = {name for name, run in arms(name).items() if run.causal.weight}
-    assert {c.arm for c in claims if c.differences} == {a for a in regularised if "critic" not in a}
-    assert {c.twin for c in claims} == {"base", "codes-256", "codes-1024"}
+    assert regularised & {c.arm for c in claims if c.differences} == {
+        arm for arm in regularised if "critic" not in arm
+    }
+    assert {c.minus for c in claims} == {"base", "codes-256", "codes-1024"}
 
 
-@pytest.mark.parametrize(("name", "seeds"), [("cifar-claim", 5), ("tiny-claim", 3)])
-def test_a_claim_has_seeds_two_priors_and_a_curve_that_reaches_beyond_its_causal_arms(name, seeds):
+def test_arms_that_are_run_with_more_seeds_are_those_of_the_search():
+    """Else what is recorded of them there would be run again."""
+    search = {digest_of(run) for run in arms("cifar-search").values()}
+    assert {digest_of(run) for run in arms("cifar-literal").values()} <= search
+    assert study("cifar-literal").priors == study("cifar-search").priors
+    assert study("cifar-literal").yardstick == study("cifar-search").yardstick
+
+
+def test_every_number_of_dimensions_is_run_with_the_papers_form_and_without():
+    grid = arms("cifar-dimensions")
+    bare = {name: run for name, run in grid.items() if re.fullmatch(r"dim-\d", name)}
+    assert [run.model.quantizer.dim for run in bare.values()] == [8, 6, 5, 4, 3]
+    for name, run in bare.items():
+        causal = grid[f"{name}-latents-4"]
+        assert (causal.causal.reads, causal.causal.weight) == ("latents", 4.0)
+        assert replace(causal, causal=run.causal) == run
+
+
+@pytest.mark.parametrize(
+    ("name", "seeds", "priors"),
+    [("cifar-claim", 5, ["6x256"]), ("tiny-claim", 3, ["6x256", "8x512"])],
+)
+def test_a_claim_has_seeds_and_a_curve_that_reaches_beyond_its_causal_arms(name, seeds, priors):
     built = study(name)
     assert built.seeds == seeds
-    assert len(built.priors) == 2
+    assert names_of(built.priors) == priors
     sizes = {
         kind: [run.model.quantizer.codebook_size for arm, run in arms(name).items() if kind in arm]
         for kind in ("codes", "causal")
@@ -276,10 +301,10 @@ def test_a_claim_has_seeds_two_priors_and_a_curve_that_reaches_beyond_its_causal
     assert sizes["codes"] == sorted(sizes["codes"])
     found = arms(name)
     forms = {digest_of(run.causal) for arm, run in found.items() if "causal" in arm}
-    assert forms == {digest_of(arms("cifar-search")["rate-.05"].causal)}
+    assert forms == {digest_of(arms("cifar-search")["latents-4"].causal)}
 
 
-@pytest.mark.parametrize("name", SEARCHES + CLAIMS)
+@pytest.mark.parametrize("name", SEARCHES + CLAIMS + SEEDED)
 def test_searches_and_claims_have_the_papers_number_of_tokens_and_firm_scores(name):
     built = study(name)
     assert all(prior.loop.replay and prior.compile for prior in built.priors)

@@ -49,20 +49,20 @@ def cifar_search() -> StudyConfig:
         "steps-20k": replace(base, loop=replace(base.loop, steps=20_000)),
         "critic": _losses(base, critic=_CRITIC),
     }
-    rate = _chosen(base)
+    rate = _rate(base)
     wide = TransformerConfig(width=192, depth=2, heads=6, hidden_multiple=32)
     forms = {
-        "latents-1": _causal(base, reads="latents", weight=1.0),
-        "latents-4": _causal(base, reads="latents", weight=4.0),
+        "latents-1": _literal(base, weight=1.0),
+        "latents-4": _literal(base),
         "reads-codes-.5": _causal(base, reads="codes", weight=0.5),
         "noisy-.5": _causal(base, reads="noisy", weight=0.5),
         "noisy-1": _causal(base, reads="noisy", weight=1.0),
         "noisy-2": _causal(base, reads="noisy", weight=2.0),
         "noisy-1-detached": _causal(base, reads="noisy", weight=1.0, target="detached"),
-        "rate-.02": _causal(rate, weight=0.02),
+        "rate-.02": _rate(base, weight=0.02),
         "rate-.05": rate,
-        "rate-.1": _causal(rate, weight=0.1),
-        "rate-.2": _causal(rate, weight=0.2),
+        "rate-.1": _rate(base, weight=0.1),
+        "rate-.2": _rate(base, weight=0.2),
         "rate-.05-wide": _causal(rate, transformer=wide),
         "rate-.05-codes-256": _codes(rate, 256),
         "rate-.05-codes-1024": _codes(rate, 1024),
@@ -72,11 +72,48 @@ def cifar_search() -> StudyConfig:
     return StudyConfig(name="cifar-search", arms=made, priors=(_prior(),), yardstick=YARDSTICK)
 
 
-def cifar_claim() -> StudyConfig:
-    """The chosen form and the baseline's curve, five seeds, a prior of two lengths (32 px)."""
+def cifar_literal() -> StudyConfig:
+    """The paper's form beside fewer codes and a stronger commitment, five seeds (32 px)."""
     base = _tokenizer()
-    priors = (_prior(), _of_steps(_prior(), 18_000))
-    return _claim("cifar-claim", base, (128, 256, 512, 1024), priors, seeds=5)
+    arms = {
+        "codes-512": base,
+        "codes-256": _codes(base, 256),
+        "beta-4": _losses(base, commitment=4.0),
+        "latents-4": _literal(base),
+    }
+    made = tuple(StudyArm(name=name, tokenizer=run) for name, run in arms.items())
+    return StudyConfig(
+        name="cifar-literal", arms=made, priors=(_prior(),), seeds=5, yardstick=YARDSTICK
+    )
+
+
+def cifar_dimensions() -> StudyConfig:
+    """Codes of few dimensions, with the paper's form and without, two seeds (32 px, for a GPU).
+
+    Strong commitment and the paper's form both lower the number of dimensions that codes spread
+    over; here it is set.
+    """
+    base = _tokenizer()
+    arms = {"codes-256": _codes(base, 256)}
+    for dim in (8, 6, 5, 4, 3):
+        arms[f"dim-{dim}"] = _dims(base, dim)
+        arms[f"dim-{dim}-latents-4"] = _literal(_dims(base, dim))
+    arms["beta-4"] = _losses(base, commitment=4.0)
+    arms["beta-16"] = _losses(base, commitment=16.0)
+    arms["latents-15"] = _literal(base, weight=15.0)
+    arms["dim-4-rate-.05"] = _rate(_dims(base, 4))
+    arms["dim-4-codes-256"] = _codes(_dims(base, 4), 256)
+    arms["dim-4-codes-1024"] = _codes(_dims(base, 4), 1024)
+    made = tuple(StudyArm(name=name, tokenizer=run) for name, run in arms.items())
+    return StudyConfig(
+        name="cifar-dimensions", arms=made, priors=(_prior(),), seeds=2, yardstick=YARDSTICK
+    )
+
+
+def cifar_claim() -> StudyConfig:
+    """The chosen form and the baseline's curve, five seeds, a prior of twice the steps (32 px)."""
+    priors = (_of_steps(_prior(), 12_000),)
+    return _claim("cifar-claim", _tokenizer(), (128, 256, 512, 1024), priors, seeds=5)
 
 
 def tiny_claim() -> StudyConfig:
@@ -108,8 +145,18 @@ def _claim(
 
 
 def _chosen(run: TokenizerRun) -> TokenizerRun:
-    """The form that goes into the claims; provisional until the search has run with it."""
-    return _causal(run, reads="noisy", loss="rate", weight=0.05)
+    """The form that goes into the claims; provisional until cifar-dimensions has run."""
+    return _literal(run)
+
+
+def _literal(run: TokenizerRun, weight: float = 4.0) -> TokenizerRun:
+    """The paper's own form (section 4.1), which reads latents."""
+    return _causal(run, reads="latents", weight=weight)
+
+
+def _rate(run: TokenizerRun, weight: float = 0.05) -> TokenizerRun:
+    """Nats of noisy latents under the predictor's Gaussian."""
+    return _causal(run, reads="noisy", loss="rate", weight=weight)
 
 
 _CRITIC = CriticConfig(weight=0.5, start=3_000, ramp=200)
@@ -171,8 +218,16 @@ def _of_steps(prior: PriorRun, steps: int) -> PriorRun:
 
 
 def _codes(run: TokenizerRun, number: int) -> TokenizerRun:
+    return _quantizer(run, codebook_size=number)
+
+
+def _dims(run: TokenizerRun, number: int) -> TokenizerRun:
+    return _quantizer(run, dim=number)
+
+
+def _quantizer(run: TokenizerRun, **changes: Any) -> TokenizerRun:
     assert isinstance(run.model.quantizer, VQConfig)
-    return with_quantizer(run, replace(run.model.quantizer, codebook_size=number))
+    return with_quantizer(run, replace(run.model.quantizer, **changes))
 
 
 def _causal(run: TokenizerRun, **changes: Any) -> TokenizerRun:
