@@ -8,7 +8,7 @@ not know what a picture or a token is.
 import math
 import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cartok.core.ahead import Ahead
 from cartok.core.average import Average
 from cartok.core.capture import Computed, Replayed, records_on
 from cartok.core.checkpoint import TrainingState, load_state, save_state
@@ -101,13 +102,14 @@ class _Fit:
     def go(self) -> Outcome:
         step = self.resume()
         self.run.start_log(step, self.config.trackers)
-        stream = self.job.batches(self.drawn * self.config.batch)
+        stream = Ahead(self.job.batches(self.drawn * self.config.batch), self.world.device)
         _put_into_training(self.job)
         with _asked_to_stop() as asked:
             while step < self.config.steps:
                 begin = time.monotonic()
                 reading = self.step(stream, step, asked)
                 self.seconds += time.monotonic() - begin
+                self.stalled += stream.stall()
                 if not reading.is_finite:
                     step = self.recover(reading, step)
                     continue
@@ -128,7 +130,7 @@ class _Fit:
         share = self.stalled / self.seconds if self.seconds else 0.0
         return Outcome(step, finished, self.seconds, share, self.values, **self.sentinel.counts)
 
-    def step(self, stream: Iterator[Any], step: int, asked: list[int]) -> Reading:
+    def step(self, stream: Ahead, step: int, asked: list[int]) -> Reading:
         """One optimizer step of every phase; nothing moves if something is not finite."""
         phases = [phase for phase in self.job.phases if phase.active(step)]
         movers = [mover for phase in phases for mover in phase.movers]
@@ -152,13 +154,9 @@ class _Fit:
             mover.optimizer.zero_grad(set_to_none=True)
         return reading
 
-    def part(
-        self, stream: Iterator[Any], phases: list[Phase], step: int, readings: Readings
-    ) -> Any:
+    def part(self, stream: Ahead, phases: list[Phase], step: int, readings: Readings) -> Any:
         """Adds a part's gradients to those of the movers; returns what it prepared."""
-        begin = time.monotonic()
-        batch = next(stream)
-        self.stalled += time.monotonic() - begin
+        batch = stream.take()
         readings.add_part(batch)
         compute = partial(self.compute, phases, step)
         if self.replayed is None:
@@ -166,6 +164,7 @@ class _Fit:
         else:
             key = (tuple(phase.name for phase in phases), self.job.fixed_at(step))
             computed = self.replayed(compute, batch, key)
+        stream.fetch()
         for name, terms in computed.terms.items():
             readings.add_terms(name, terms)
         return computed.outcome

@@ -1,0 +1,48 @@
+"""The next batch, fetched while a GPU is still at work on the one before."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+
+class Ahead:
+    """Batches of a stream, in its order, and how long nothing was computed for want of them."""
+
+    def __init__(self, stream: Iterator[Any], device: torch.device):
+        self._stream, self._on_gpu = stream, device.type == "cuda"
+        self._fetched: list[Any] = []
+        self._stalled = 0.0
+
+    def take(self) -> Any:
+        """The next batch."""
+        if not self._fetched:
+            begin = time.monotonic()
+            self._fetched.append(next(self._stream))
+            self._stalled += time.monotonic() - begin
+        return self._fetched.pop()
+
+    def fetch(self) -> None:
+        """To be called when work is under way: a GPU goes on with it while the host waits here.
+
+        A CPU has done the work by then, so there it fetches nothing.
+        """
+        if not self._on_gpu or self._fetched:
+            return
+        begin, work = time.monotonic(), _everything_asked_for()
+        self._fetched.append(next(self._stream))
+        if work.query():  # it is through, and perhaps was all the while
+            self._stalled += time.monotonic() - begin
+
+    def stall(self) -> float:
+        """Seconds since the last call in which nothing was computed, or at most so many."""
+        stalled, self._stalled = self._stalled, 0.0
+        return stalled
+
+
+def _everything_asked_for() -> torch.cuda.Event:
+    """Has happened when the GPU is through with all that it was asked for up to now."""
+    event = torch.cuda.Event()
+    event.record()
+    return event
