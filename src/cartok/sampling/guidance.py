@@ -27,7 +27,13 @@ SCHEDULES: dict[str, Callable[[float, int, int], float]] = {"constant": constant
 """Scale of guidance by (scale, position, number of positions); a new schedule is one entry."""
 
 
-def guided(conditional: Scores, unconditional: Scores, scale: float) -> Scores:
+def scales_of(schedule: str, scale: float, num_positions: int) -> list[float]:
+    """The scale of guidance at each position."""
+    at = SCHEDULES[schedule]
+    return [at(scale, position, num_positions) for position in range(num_positions)]
+
+
+def guided(conditional: Scores, unconditional: Scores, scale: float | Tensor) -> Scores:
     """Logits pushed away from the unconditional ones: u + (c - u) * scale; 1 changes nothing."""
     return unconditional + (conditional - unconditional) * scale
 

@@ -6,8 +6,9 @@ enter, but for rounding: a draw within a rounding error of the border of two cod
 either side.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,7 +20,8 @@ from cartok.core.config import config, config_of, nearest
 from cartok.core.errors import UserError
 from cartok.core.shapes import Image, Labels, Tokens, TokenSequence
 from cartok.prior.model import Prior
-from cartok.sampling.guidance import SCHEDULES, Scores, guided, tempered, top_k, top_p
+from cartok.sampling.guidance import SCHEDULES, Scores, guided, scales_of, tempered, top_k, top_p
+from cartok.sampling.recorded import Drawn, Replays, ToDraw
 
 
 @runtime_checkable
@@ -72,7 +74,9 @@ class SamplingConfig:
 
 
 class Sampler:
-    """Draws pictures from a prior whose tokens ``tokenizer`` made; eager, with a KV cache.
+    """Draws pictures from a prior whose tokens ``tokenizer`` made, with a KV cache.
+
+    On a GPU, from the second batch of one kind on, by replaying a CUDA graph.
 
     Raises:
         UserError: the prior was trained on another tokenizer's tokens.
@@ -87,6 +91,7 @@ class Sampler:
             )
         self.prior = prior
         self.tokenizer = tokenizer
+        self._replays = Replays()
 
     def sample(
         self,
@@ -127,12 +132,23 @@ class Sampler:
         labels = self._checked(torch.as_tensor(labels, dtype=torch.long), choice)
         num_positions = self.prior.config.num_tokens
         tokens = labels.new_empty(len(labels), num_positions)
+        scales = torch.tensor(
+            scales_of(choice.schedule, guidance, num_positions), dtype=torch.float64
+        )
+        scales = scales.to(labels.device)
+        draw, key = partial(self._draw_batch, choice=choice), self._key_of(choice)
         with torch.inference_mode(), _evaluating(self.prior):
             for start in range(0, len(labels), choice.batch):
                 some = labels[start : start + choice.batch]
                 noise = uniforms(seed, choice.first_index + start, len(some), num_positions)
                 stop = start + len(some)
-                tokens[start:stop] = self._draw_batch(some, noise.to(labels.device), choice)
+                drawn = self._replays(draw, ToDraw(some, noise.to(labels.device), scales), key)
+                if not drawn.all_finite:
+                    raise UserError(
+                        "the prior gives logits that are not finite, so nothing can be drawn; its "
+                        "training diverged or its weights are damaged: load an earlier checkpoint"
+                    )
+                tokens[start:stop] = drawn.tokens
                 if progress is not None:
                     progress(stop)
         return tokens
@@ -154,32 +170,28 @@ class Sampler:
             )
         return labels.to(self.prior.rotary.device)
 
-    def _draw_batch(
-        self, labels: Labels, noise: Float[Tensor, "batch position"], choice: SamplingConfig
-    ) -> TokenSequence:
+    def _key_of(self, choice: SamplingConfig) -> Hashable:
+        """All that decides what a batch's kernels are and where the weights lie."""
+        weights = tuple(weight.data_ptr() for weight in self.prior.parameters())
+        filters = (choice.temperature, choice.top_k, choice.top_p)
+        return (weights, choice.guidance != 1, *filters)
+
+    def _draw_batch(self, batch: ToDraw, choice: SamplingConfig) -> Drawn:
         """Tokens of one batch; guided, its unconditional twin runs as more rows of the batch."""
-        is_guided = choice.guidance != 1
+        labels, is_guided = batch.labels, choice.guidance != 1
         no_class = torch.full_like(labels, self.prior.config.num_classes)
         previous = torch.cat([labels, no_class]) if is_guided else labels
         cache = self.prior.empty_cache(len(previous))
-        num_positions = noise.shape[1]
-        schedule = SCHEDULES[choice.schedule]
         drawn, all_finite = [], torch.ones((), dtype=torch.bool, device=labels.device)
-        for position in range(num_positions):
+        for position in range(self.prior.config.num_tokens):
             logits = self.prior.step(previous, cache).double()
             all_finite &= logits.isfinite().all()
             if is_guided:
-                scale = schedule(choice.guidance, position, num_positions)
-                logits = guided(*logits.chunk(2), scale)
+                logits = guided(*logits.chunk(2), batch.scales[position])
             logits = top_k(tempered(logits, choice.temperature), choice.top_k)
-            drawn.append(codes_at(top_p(logits, choice.top_p), noise[:, position]))
+            drawn.append(codes_at(top_p(logits, choice.top_p), batch.noise[:, position]))
             previous = drawn[-1].repeat(2) if is_guided else drawn[-1]
-        if not all_finite:
-            raise UserError(
-                "the prior gives logits that are not finite, so nothing can be drawn; its "
-                "training diverged or its weights are damaged: load an earlier checkpoint"
-            )
-        return torch.stack(drawn, dim=1)
+        return Drawn(torch.stack(drawn, dim=1), all_finite)
 
 
 def uniforms(
