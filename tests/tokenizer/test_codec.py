@@ -10,6 +10,7 @@ from cartok.tokenizer.codec import (
     Decoder,
     Encoder,
     GridAttention,
+    Pending,
     check_size,
     parameter_count,
 )
@@ -85,6 +86,17 @@ def test_grid_attention_is_softmax_attention_of_one_head_over_all_cells():
     shares = scores.flatten(3).softmax(-1).view_as(scores)
     mixed = torch.einsum("bhwij,bcij->bchw", shares, v)
     torch.testing.assert_close(attention(x), x + attention.out(mixed))
+
+
+def test_what_is_not_added_yet_is_added_before_attention_is_compiled(monkeypatch):
+    """A compiler that met the kernels which do it on a GPU would break the graph there."""
+    torch.manual_seed(0)
+    attention = GridAttention(8, groups=4)
+    parts = Pending(torch.randn(2, 8, 3, 5), torch.randn(8), torch.randn(2, 8, 3, 5))
+    wanted, met, plain = attention(parts.added()), [], attention.forward
+    monkeypatch.setattr(attention, "forward", lambda x: met.append(type(x)) or plain(x))
+    torch.testing.assert_close(attention(parts), wanted)
+    assert met == [torch.Tensor]
 
 
 def test_only_the_coarsest_grid_has_attention():

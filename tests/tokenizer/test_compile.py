@@ -11,6 +11,7 @@ from cartok.core.loop import fit
 from cartok.core.parallel import World
 from cartok.core.run import Run, read_log
 from cartok.recipes.tokenizer import causal_16k, causal_toy
+from cartok.tokenizer.blocks import GridAttention
 from cartok.tokenizer.train import TokenizerJob, TokenizerRun
 
 
@@ -22,13 +23,20 @@ def compiled(monkeypatch):
     return found
 
 
-def test_everything_is_compiled_but_the_codec_and_its_quantizer(compiled, pictures):
+def attention_of(parts):
+    return [part for part in parts.tokenizer.modules() if isinstance(part, GridAttention)]
+
+
+def test_everything_is_compiled_but_the_quantizer_and_what_the_codec_has_kernels_for(
+    compiled, pictures
+):
     run = causal_toy()
     losses = replace(run.losses, perceptual=1.0)
     parts = TokenizerJob(replace(run, losses=losses, compile=True), pictures, World()).parts
     layers = [block for net in (parts.causal, parts.twin) for block in net.transformer.blocks]
     others = [parts.critic, parts.perceptual]
-    assert compiled == [*layers, *others]
+    assert compiled == [*layers, *attention_of(parts), *others]
+    assert len(attention_of(parts)) == 4
     assert None not in others
 
 
@@ -36,8 +44,8 @@ def test_what_a_recipe_leaves_out_is_not_compiled(compiled, pictures):
     run = causal_toy()
     critic = replace(run.losses.critic, weight=0.0)
     run = replace(run, causal=replace(run.causal, weight=0.0, watch=False), compile=True)
-    TokenizerJob(replace(run, losses=replace(run.losses, critic=critic)), pictures, World())
-    assert compiled == []
+    run = replace(run, losses=replace(run.losses, critic=critic))
+    assert compiled == attention_of(TokenizerJob(run, pictures, World()).parts)
 
 
 def test_nothing_is_compiled_unless_asked(compiled, pictures):
