@@ -1,6 +1,8 @@
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,14 +15,17 @@ from cartok.core.progress import Progress
 from cartok.data.batches import all_images
 from cartok.data.images import open_pictures
 from cartok.lab import demo as demo_module
+from cartok.lab.arm import Arm, _redrawn_scores
 from cartok.lab.demo import DemoConfig, inputs_of, recipes_for, run_demo
 from cartok.lab.evaluations import some_images
+from cartok.lab.inputs import ArmInputs
 from cartok.lab.probe import ProbeConfig
 from cartok.lab.stages import Launch
 
 KEYS = {
     "psnr_db", "rfd", "gfd", "code_usage", "code_perplexity", "next_latent_r2",
     "probe_r2_quantised", "prior_nats_per_token", "prior_bits_per_image", "seconds",
+    "code_dimension", "redrawn_fd", "redrawn_kd", "redrawn_psnr_db", "redrawn_kept",
 }  # fmt: skip
 
 
@@ -49,6 +54,16 @@ def test_the_summary_gives_every_number_a_unit_and_a_receipt(demo):
             assert score["unit"]
             assert isinstance(score["receipt"], dict)
     assert summary["causal"]["rfd"]["receipt"]["indicative"] is True
+
+
+@pytest.mark.slow
+def test_too_few_redrawn_pictures_are_compared_pair_by_pair_alone(demo, tmp_path):
+    inputs = Mock(spec=ArmInputs, device="cpu", yardstick=SimpleNamespace(held=40))
+    arm = Arm("causal", demo / "causal", tmp_path, inputs, Progress())
+    scores = _redrawn_scores(arm, "prior", seed=0)
+    assert set(scores) == {"redrawn_psnr_db", "redrawn_kept"}
+    assert scores["redrawn_kept"]["receipt"]["pictures"] == 40
+    assert 0 < scores["redrawn_psnr_db"]["value"] < 60
 
 
 @pytest.mark.slow

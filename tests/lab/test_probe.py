@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -61,6 +62,11 @@ def test_a_direction_that_varies_little_counts_little():
     codes = torch.randn(64, 2, 8, 8, generator=generator) * torch.tensor([1.0, 0.1])[:, None, None]
     found = frozen(torch.zeros(64, 2, 8, 8), codes).code_dimension
     assert found == pytest.approx((1 + 0.01) ** 2 / (1 + 0.01**2), rel=0.01)
+
+
+def test_codes_that_are_not_finite_have_none_that_could_be_told():
+    codes = torch.full((2, 3, 2, 2), float("nan"))
+    assert math.isnan(frozen(torch.zeros(2, 3, 2, 2), codes).code_dimension)
 
 
 def test_one_code_has_no_dimension():

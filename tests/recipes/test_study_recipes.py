@@ -6,6 +6,7 @@ import pytest
 
 from cartok.core.config import ConfigError, config_of, dict_of, digest_of
 from cartok.core.errors import UserError
+from cartok.lab.records import runs_of
 from cartok.recipes import recipe_of
 from cartok.recipes.arms import StudyArm, StudyConfig, adapted, names_of
 from cartok.recipes.prior import demo, toy
@@ -207,6 +208,7 @@ ARM = StudyArm(name="a", tokenizer=causal_demo())
         ({"priors": ()}, "priors differ"),
         ({"priors": (demo(), replace(demo(), seed=1))}, "priors differ in depth, width or steps"),
         ({"seeds": 0}, "seeds must be at least 1"),
+        ({"first_seed": -1}, "first_seed not negative, but they are 1 and -1"),
     ],
 )
 def test_a_study_that_could_not_be_judged_is_refused(fields, said):
@@ -302,6 +304,14 @@ def test_a_claim_has_seeds_and_a_curve_that_reaches_beyond_its_causal_arms(name,
     found = arms(name)
     forms = {digest_of(run.causal) for arm, run in found.items() if "causal" in arm}
     assert forms == {digest_of(arms("cifar-search")["latents-4"].causal)}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_claim_has_other_seeds_than_those_that_chose_its_form(name):
+    choosing = [run.seed for s in SEARCHES + SEEDED for run in runs_of(study(s))]
+    claiming = [run.seed for run in runs_of(study(name))]
+    assert max(choosing) < min(claiming)
+    assert {run.tokenizer.seed for run in runs_of(study(name))} == set(claiming)
 
 
 @pytest.mark.parametrize("name", SEARCHES + CLAIMS + SEEDED)

@@ -8,6 +8,7 @@ from dataclasses import fields
 import pytest
 import torch
 
+from cartok.core.errors import UserError
 from cartok.layers import TransformerConfig
 from cartok.prior.model import Prior, PriorConfig
 from cartok.sampling import recorded
@@ -17,11 +18,11 @@ from cartok.sampling.sampler import Sampler
 LABELS = [0, 1, 2, 3, 0, 1, 2]
 
 
-class Redrawn:
+class DrawnAnew:
     """A recording without a GPU: every replay draws, and writes over what the first one gave."""
 
     def __init__(self, draw, batch):
-        self.rows, self._draw = len(batch.labels), draw
+        self._draw = draw
         self._batch = type(batch)(*(getattr(batch, f.name).clone() for f in fields(batch)))
         self._drawn = draw(self._batch)
 
@@ -66,7 +67,7 @@ def made(monkeypatch):
 
 @pytest.fixture
 def recording(made):
-    return sampler_of(lambda draw, batch: made.append(len(batch.labels)) or Redrawn(draw, batch))
+    return sampler_of(lambda draw, batch: made.append(len(batch.labels)) or DrawnAnew(draw, batch))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -74,7 +75,36 @@ def recording(made):
 def test_samples_are_the_same_whether_drawn_or_replayed(recording, made, guidance, batch):
     plain = sampler_of().sample_tokens(LABELS, 5, guidance)
     assert torch.equal(recording.sample_tokens(LABELS, 5, guidance, batch=batch), plain)
-    assert made == [batch]  # also for the last ones, which are fewer
+    assert made == [batch]
+
+
+def test_what_is_left_over_is_replayed_if_it_is_most_of_a_batch(recording, made, monkeypatch):
+    drawn, plain = [], recording._draw_batch
+
+    def noted(batch, choice):
+        drawn.append(len(batch.labels))
+        return plain(batch, choice)
+
+    monkeypatch.setattr(recording, "_draw_batch", noted)
+    for labels in (LABELS, LABELS, LABELS[:4], LABELS[:3]):
+        wanted = sampler_of().sample_tokens(labels, 5)
+        assert torch.equal(recording.sample_tokens(labels, 5), wanted)
+    assert drawn == [7, 7, 7, 7, 3]  # drawn, recorded and replayed, replayed, drawn
+    assert made == [7]
+
+
+def test_a_few_that_are_left_over_are_not_worth_a_recording(recording, made):
+    recording.sample_tokens(LABELS, 5, batch=5)
+    assert made == []
+
+
+def test_rows_that_fill_a_replay_are_of_a_class_that_was_asked_for(recording):
+    with torch.no_grad():
+        recording.prior.class_embedding.weight[0] = float("nan")
+    labels = [1, 2, 3, 1, 2]
+    recording.sample_tokens(labels, 1, batch=2)
+    with pytest.raises(UserError, match="not finite"):
+        recording.sample_tokens([1, 1, 0, 1], 1, batch=2)
 
 
 def test_a_lone_batch_is_not_recorded(recording, made):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class Ahead:
@@ -13,10 +14,17 @@ class Ahead:
     def __init__(self, stream: Iterator[Any], device: torch.device):
         self._stream, self._on_gpu = stream, device.type == "cuda"
         self._fetched: list[Any] = []
+        self._failed: Exception | None = None
         self._stalled = 0.0
 
     def take(self) -> Any:
-        """The next batch."""
+        """The next batch.
+
+        Raises:
+            Exception: whatever the stream raises, be it in this call or when it was fetched.
+        """
+        if self._failed is not None:
+            raise self._failed
         if not self._fetched:
             begin = time.monotonic()
             self._fetched.append(next(self._stream))
@@ -26,12 +34,16 @@ class Ahead:
     def fetch(self) -> None:
         """To be called when work is under way: a GPU goes on with it while the host waits here.
 
-        A CPU has done the work by then, so there it fetches nothing.
+        A CPU has done the work by then, so there it fetches nothing. An error waits for ``take``:
+        the step that is under way has all it needs.
         """
-        if not self._on_gpu or self._fetched:
+        if not self._on_gpu or self._fetched or self._failed is not None:
             return
         begin, work = time.monotonic(), _everything_asked_for()
-        self._fetched.append(next(self._stream))
+        try:
+            self._fetched.append(next(self._stream))
+        except Exception as error:
+            self._failed = error
         if work.query():  # it is through, and perhaps was all the while
             self._stalled += time.monotonic() - begin
 
@@ -39,6 +51,13 @@ class Ahead:
         """Seconds since the last call in which nothing was computed, or at most so many."""
         stalled, self._stalled = self._stalled, 0.0
         return stalled
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on its way to a device; a GPU fetches it when it comes to that, nobody waits."""
+    if torch.device(device).type == "cuda" and not tensor.is_cuda and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _everything_asked_for() -> torch.cuda.Event:

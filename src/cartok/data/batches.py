@@ -19,6 +19,7 @@ from jaxtyping import Integer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cartok.core.ahead import sent
 from cartok.core.errors import UserError
 from cartok.core.shapes import Image, Labels, Pixels, image_of_pixels
 from cartok.data.order import Order, Sample, picture_generator
@@ -46,7 +47,7 @@ class Batch:
 
     def on(self, device: torch.device) -> "Batch":
         """The pictures there; the rest, which few ask for, stays."""
-        return replace(self, pixels=self.pixels.to(device, non_blocking=True))
+        return replace(self, pixels=sent(self.pixels, device))
 
     def pin_memory(self) -> "Batch":
         """The pictures where a GPU can fetch them while it computes; called by torch's loader."""

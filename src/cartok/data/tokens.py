@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from cartok.core.ahead import sent
 from cartok.core.config import ConfigError, config, config_of, dict_of
 from cartok.core.errors import UserError
 from cartok.core.files import staged, write_json
@@ -243,9 +244,9 @@ def token_batches(
         chosen = [shards[s.index][view] for s, view in zip(samples, views, strict=True)]
         indices = torch.tensor([sample.index for sample in samples])
         yield TokenBatch(
-            tokens=torch.stack(chosen).to(device, non_blocking=True),
-            labels=shards.labels[indices].to(device, non_blocking=True),
-            indices=indices.to(device, non_blocking=True),
+            tokens=sent(torch.stack(chosen), device),
+            labels=sent(shards.labels[indices], device),
+            indices=sent(indices, device),
         )
 
 

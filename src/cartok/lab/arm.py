@@ -211,11 +211,11 @@ def _redrawn_scores(arm: Arm, part: str, seed: int) -> Scores:
     receipt = {"pictures": len(found.true), "seed": seed, "split": "validation"}
     scores = {
         "redrawn_kept": score_of(found.share_kept, "share of tokens", **receipt),
-        "redrawn_psnr_db": score_of(psnr_db(found.drawn, found.true), "dB", **receipt),
+        "redrawn_psnr_db": score_of(found.psnr_db, "dB", **receipt),
     }
     if len(found.true) < MIN_PICTURES:
         return scores
-    drawn, true = (_featurised(pixels_of(im), inputs, device) for im in (found.drawn, found.true))
+    drawn, true = (_featurised(them, inputs, device) for them in (found.drawn, found.true))
     distances = score_pictures(drawn, true, what="redrawn", device=device)
     return scores | named_scores("redrawn_", distances)
 
@@ -253,7 +253,8 @@ class _Draws:
         labels = balanced_labels(num, max(1, self.arm.inputs.num_classes))
         batch = _SAMPLED
         if self.device.type == "cuda":
-            batch = min(_SAMPLED_ON_GPU, max(1, _CACHED_ON_GPU // _cached_by(self.sampler.prior)))
+            most = min(_SAMPLED_ON_GPU, max(1, _CACHED_ON_GPU // _cached_by(self.sampler.prior)))
+            batch = -(-num // -(-num // most))  # as few as can be, and all about as large
         with self.arm.progress.stage(f"{self.arm.name} {self.title}", num) as tick:
             samples = self.sampler.sample(
                 labels.to(self.device), seed, guidance, batch=batch,

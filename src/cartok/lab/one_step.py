@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from cartok.core.shapes import Image, TokenSequence
+from cartok.core.shapes import Labels, Pixels, TokenSequence, pixels_of
 from cartok.data.tokens import TokenShards
 from cartok.lab.evaluations import BATCH
+from cartok.metrics.reconstruction import psnr_db
 from cartok.prior.model import Prior
 from cartok.prior.train import first_views
 from cartok.sampling.sampler import codes_at, uniforms
@@ -20,10 +21,12 @@ from cartok.tokenizer.model import Tokenizer
 
 @dataclass(frozen=True)
 class Redrawn:
-    """Pictures of the same held-out tokens, on the CPU."""
+    """Pictures of the same held-out tokens, on the CPU, and how alike they are."""
 
-    true: Image
-    drawn: Image
+    true: Pixels
+    drawn: Pixels
+    psnr_db: float
+    """Mean over pictures, of drawn against true."""
     share_kept: float
     """Of tokens that were drawn as they were, 0 to 1."""
 
@@ -36,27 +39,40 @@ def redrawn(
 
     Unguided, and picture i takes the draws of sample i of ``seed``.
     """
-    device = next(tokenizer.parameters()).device
     rows = torch.linspace(0, len(shards) - 1, min(num, len(shards))).round().long()
-    parts: list[tuple[Image, Image, float]] = []
-    for start, some in zip(range(0, len(rows), BATCH), rows.split(BATCH), strict=True):
-        tokens = first_views(shards, some.tolist()).to(device)
-        drawn = _drawn(prior, tokens, shards.labels[some].to(device), seed, start)
-        true_image, drawn_image = (
-            tokenizer.image_of(grids.unflatten(1, prior.config.grid)).cpu()
-            for grids in (tokens, drawn)
-        )
-        parts.append((true_image, drawn_image, (tokens == drawn).float().sum().item()))
-    return Redrawn(
-        torch.cat([true for true, _, _ in parts]),
-        torch.cat([drawn for _, drawn, _ in parts]),
-        sum(kept for _, _, kept in parts) / (len(rows) * prior.config.num_tokens),
+    parts = [
+        _redrawn_part(prior, tokenizer, shards, some, seed, start)
+        for start, some in zip(range(0, len(rows), BATCH), rows.split(BATCH), strict=True)
+    ]
+    shares = torch.tensor([len(part.true) for part in parts]).double() / len(rows)
+    psnr, kept = (
+        (torch.tensor([getattr(part, name) for part in parts]).double() * shares).sum().item()
+        for name in ("psnr_db", "share_kept")
     )
+    true, drawn = (torch.cat([getattr(p, name) for p in parts]) for name in ("true", "drawn"))
+    return Redrawn(true, drawn, psnr, kept)
+
+
+def _redrawn_part(
+    prior: Prior, tokenizer: Tokenizer, shards: TokenShards, rows: torch.Tensor, seed: int,
+    first_index: int,
+) -> Redrawn:  # fmt: skip
+    device = next(tokenizer.parameters()).device
+    tokens = first_views(shards, rows.tolist()).to(device)
+    drawn = _drawn(prior, tokens, shards.labels[rows].to(device), seed, first_index)
+    true_image, drawn_image = (
+        tokenizer.image_of(grids.unflatten(1, prior.config.grid)) for grids in (tokens, drawn)
+    )
+    return Redrawn(
+        pixels_of(true_image).cpu(), pixels_of(drawn_image).cpu(),
+        psnr_db(drawn_image, true_image), (tokens == drawn).double().mean().item(),
+    )  # fmt: skip
 
 
 def _drawn(
-    prior: Prior, tokens: TokenSequence, labels: torch.Tensor, seed: int, first_index: int
+    prior: Prior, tokens: TokenSequence, labels: Labels, seed: int, first_index: int
 ) -> TokenSequence:
     logits = prior(tokens, labels)
     uniform = uniforms(seed, first_index, len(tokens), tokens.shape[1]).to(tokens.device)
-    return codes_at(logits.flatten(0, 1), uniform.flatten()).view(tokens.shape)
+    # One by one: a batch of 16,384 codes in float64 would be gigabytes, several times.
+    return torch.stack([codes_at(*one) for one in zip(logits, uniform, strict=True)])

@@ -69,7 +69,10 @@ class FrozenLatents:
         directions vary alike and the others not.
         """
         codes = self.codes.movedim(1, -1).flatten(0, 2).double()
-        spread = torch.linalg.eigvalsh(torch.cov(codes.T).reshape(codes.shape[1], -1))
+        covariance = torch.cov(codes.T).reshape(codes.shape[1], -1)
+        if not covariance.isfinite().all():
+            return math.nan
+        spread = torch.linalg.eigvalsh(covariance)
         power = spread.square().sum()
         return (spread.sum().square() / power).item() if power > 0 else 0.0
 

@@ -41,7 +41,7 @@ def runs_of(study: StudyConfig) -> list[StudyRun]:
     """Every arm with every seed; all arms have one seed before any has two."""
     return [
         _run_of(study, arm.name, replace(arm.tokenizer, seed=seed), seed)
-        for seed in range(study.seeds)
+        for seed in range(study.first_seed, study.first_seed + study.seeds)
         for arm in study.arms
     ]
 

@@ -40,7 +40,9 @@ class StudyConfig:
     priors: tuple[PriorRun, ...]
     """Sizes that follow every arm; the paper averages over four, 52M to 340M (its Table 4)."""
     seeds: int = 1
-    """Every arm runs with the seeds 0 to this less 1, of tokenizer, priors and samples."""
+    """Every arm runs with so many, of tokenizer, priors and samples."""
+    first_seed: int = 0
+    """A claim takes others than those by which its arms were chosen."""
     yardstick: Yardstick = Yardstick()
 
     def __post_init__(self):
@@ -52,8 +54,11 @@ class StudyConfig:
         names = names_of(self.priors)
         if not names or len(set(names)) < len(names):
             raise ValueError(f"priors differ in depth, width or steps, but these are {names}")
-        if self.seeds < 1:
-            raise ValueError(f"seeds must be at least 1, but are {self.seeds}")
+        if self.seeds < 1 or self.first_seed < 0:
+            raise ValueError(
+                "seeds must be at least 1, and first_seed not negative, but they are "
+                f"{self.seeds} and {self.first_seed}"
+            )
 
 
 def names_of(priors: tuple[PriorRun, ...]) -> list[str]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from cartok.core.capture import records_on
 from cartok.core.errors import warn
@@ -48,7 +47,6 @@ class Recording:
     """
 
     def __init__(self, draw: Draw, batch: ToDraw):
-        self.rows = len(batch.labels)
         self._batch = ToDraw(batch.labels.clone(), batch.noise.clone(), batch.scales.clone())
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # the graph has a pool of its own
@@ -73,26 +71,26 @@ class Replays:
     def __init__(self, record: Callable[[Draw, ToDraw], Recording] = Recording):
         self._record = record
         self._key: Hashable = None
+        self._rows = 0
         self._recording: Recording | None = None
         self._fails = False
 
     def __call__(self, draw: Draw, batch: ToDraw, key: Hashable) -> Drawn:
         """``key`` is everything but the batch that ``draw`` depends on."""
-        if key != self._key:
-            self._key, self._recording, self._fails = key, None, False
-            return draw(batch)
-        if self._recording is None or self._recording.rows < len(batch.labels):
-            self._start(draw, batch)
-        if self._recording is None:
-            return draw(batch)
         num = len(batch.labels)
-        drawn = self._recording.replay(_padded(batch, self._recording.rows))
+        if key != self._key or num > self._rows:
+            self._key, self._rows, self._recording, self._fails = key, num, None, False
+            return draw(batch)
+        if self._recording is None and num == self._rows:  # not for a few that are left over
+            self._start(draw, batch)
+        if self._recording is None or num < self._rows / 2:
+            return draw(batch)
+        drawn = self._recording.replay(_padded(batch, self._rows))
         return Drawn(drawn.tokens[:num].clone(), drawn.all_finite.clone())
 
     def _start(self, draw: Draw, batch: ToDraw) -> None:
         if self._fails or not records_on(batch.labels.device):
             return
-        self._recording = None
         try:
             self._recording = self._record(draw, batch)
         except RuntimeError as error:
@@ -102,6 +100,6 @@ class Replays:
 
 
 def _padded(batch: ToDraw, rows: int) -> ToDraw:
-    """More rows, of samples that nobody asked for: no sample depends on its neighbours."""
-    more = rows - len(batch.labels)
-    return ToDraw(F.pad(batch.labels, (0, more)), F.pad(batch.noise, (0, 0, 0, more)), batch.scales)
+    """More rows, the last one again: no sample depends on its neighbours."""
+    at = torch.arange(rows, device=batch.labels.device).clamp(max=len(batch.labels) - 1)
+    return ToDraw(batch.labels[at], batch.noise[at], batch.scales)

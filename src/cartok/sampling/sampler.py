@@ -171,10 +171,13 @@ class Sampler:
         return labels.to(self.prior.rotary.device)
 
     def _key_of(self, choice: SamplingConfig) -> Hashable:
-        """All that decides what a batch's kernels are and where the weights lie."""
-        weights = tuple(weight.data_ptr() for weight in self.prior.parameters())
+        """What decides a batch's kernels: where weights lie, in which precision, what filters."""
+        tensors = (*self.prior.parameters(), *self.prior.buffers())
+        places = tuple(tensor.data_ptr() for tensor in tensors)
+        kind = self.prior.rotary.device.type
+        precision = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
         filters = (choice.temperature, choice.top_k, choice.top_p)
-        return (weights, choice.guidance != 1, *filters)
+        return (places, precision, choice.guidance != 1, *filters)
 
     def _draw_batch(self, batch: ToDraw, choice: SamplingConfig) -> Drawn:
         """Tokens of one batch; guided, its unconditional twin runs as more rows of the batch."""

@@ -8,6 +8,7 @@ regulariser, whatever else they change, that reconstruct at least as well.
 
 import json
 import math
+from collections.abc import Set
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -221,27 +222,39 @@ def _twin_of(arm: dict[str, Any], bare: list[dict[str, Any]]) -> dict[str, Any] 
 def _beside(arm: dict[str, Any], bare: list[dict[str, Any]]) -> dict[str, Any] | None:
     """On the first baseline's curve the arm with as many codes, for an arm that is not on it."""
     curve = [other for other in bare if _is_on_curve(other, bare[0])]
-    return next((o for o in curve if arm not in curve and _codes(o) == _codes(arm)), None)
+    if arm in curve or _codes(arm) is None:
+        return None
+    return next((other for other in curve if _codes(other) == _codes(arm)), None)
 
 
 def _best_of(study: dict[str, Any], arm: str, key: str, bare: list[str]) -> str | None:
-    """Of arms with a mean rFD no higher, the one whose score is lowest; means over seeds."""
-    rfd = _mean_of(study, arm, "rfd")
+    """Of arms with a mean rFD no higher, the one whose score is lowest on average.
+
+    Over the arm's seeds that have both; one that lacks any of them is not yet to be judged.
+    """
+    seeds = _values(study, arm, "rfd").keys() & _values(study, arm, key).keys()
+    rfd = _mean_over(study, arm, "rfd", seeds)
     found = {}
     for other in bare:
-        its, score = _mean_of(study, other, "rfd"), _mean_of(study, other, key)
+        its, score = (_mean_over(study, other, name, seeds) for name in ("rfd", key))
         if rfd is not None and its is not None and score is not None and its <= rfd:
             found[other] = score
     return min(found, key=lambda name: found[name]) if found else None
 
 
-def _mean_of(study: dict[str, Any], arm: str, key: str) -> Number | None:
-    values = _values(study, arm, key).values()
-    return sum(values) / len(values) if values else None
+def _mean_over(study: dict[str, Any], arm: str, key: str, seeds: Set[int]) -> Number | None:
+    """None if a seed lacks it, or there is none."""
+    values = _values(study, arm, key)
+    if not seeds or not seeds <= values.keys():
+        return None
+    return sum(values[seed] for seed in seeds) / len(seeds)
 
 
-def _codes(arm: dict[str, Any]) -> int | None:
-    return arm["tokenizer"]["model"]["quantizer"].get("codebook_size")
+def _codes(arm: dict[str, Any]) -> tuple[str, int] | None:
+    """The kind and number; none where codes are counted otherwise, which does not compare."""
+    quantizer = arm["tokenizer"]["model"]["quantizer"]
+    number = quantizer.get("codebook_size")
+    return None if number is None else (quantizer.get("kind", ""), number)
 
 
 def _is_on_curve(arm: dict[str, Any], twin: dict[str, Any]) -> bool:
