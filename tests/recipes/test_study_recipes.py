@@ -261,7 +261,7 @@ def test_every_form_of_the_search_can_be_read_against_a_curve_of_baselines(name)
         rfd = 2.5 if run.causal.weight else 1.0 + place
         scores = {"rfd": {"value": rfd}, "gfd": {"value": 9.0}}
         study_file["runs"].append({"arm": arm, "seed": 0, "scores": scores})
-    claims = [c for c in claims_of(study_file) if (c.key, c.at) == ("gfd", "equal rFD")]
+    claims = [c for c in claims_of(study_file) if (c.key, c.at) == ("gfd", "at equal rFD")]
     regularised = {name for name, run in arms(name).items() if run.causal.weight}
     assert regularised & {c.arm for c in claims if c.differences} == {
         arm for arm in regularised if "critic" not in arm

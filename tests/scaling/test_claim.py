@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cartok.scaling.claim import at_rfd, claims_lines, claims_of, claims_tables
+from cartok.scaling.claim import at_rfd, claims_lines, claims_of, claims_tables, pairs_of
 
 
 def study_of(arms):
@@ -46,7 +46,7 @@ HALFWAY = math.sqrt(8)  # in log rFD between 2 and 4
 def test_a_gain_is_the_mean_of_differences_within_seeds_with_students_interval():
     found = claim(
         BASE | {"causal": (512, 4.0, [(2.0, 18.0), (2.0, 20.0), (2.0, 16.0)])},
-        "causal", "gfd", "equal codes",
+        "causal", "gfd", "at equal codes",
     )  # fmt: skip
     assert found.differences == {0: -2.0, 1: -1.0, 2: -3.0}
     assert found.mean == -2
@@ -58,45 +58,45 @@ def test_a_gain_is_the_mean_of_differences_within_seeds_with_students_interval()
 
 def test_at_equal_rfd_the_baseline_is_read_off_its_curve_seed_by_seed():
     arms = BASE | {"causal": (512, 4.0, [(HALFWAY, 17.0), (HALFWAY, 18.5), (HALFWAY, 15.4)])}
-    found = claim(arms, "causal", "gfd", "equal rFD")
+    found = claim(arms, "causal", "gfd", "at equal rFD")
     assert list(found.differences.values()) == pytest.approx([-1.0, -1.0, -1.1])
     assert found.is_clear
-    worse = claim(arms, "causal", "rfd", "equal codes")
+    worse = claim(arms, "causal", "rfd", "at equal codes")
     assert worse.mean == pytest.approx(HALFWAY - 2)
 
 
 def test_beyond_the_baselines_curve_nothing_is_claimed():
     arms = BASE | {"causal": (512, 4.0, [(5.0, 10.0)])}
-    found = claim(arms, "causal", "gfd", "equal rFD")
+    found = claim(arms, "causal", "gfd", "at equal rFD")
     assert (found.mean, found.interval, found.is_clear) == (None, None, False)
     assert found.text == "seed 0: rFD 5 is not in 2 to 4"
 
 
 def test_one_seed_has_no_interval():
     arms = BASE | {"causal": (512, 4.0, [(2.0, 18.0)])}
-    assert claim(arms, "causal", "gfd", "equal codes").text == "−2 (one seed)"
+    assert claim(arms, "causal", "gfd", "at equal codes").text == "−2 (one seed)"
 
 
 def test_seeds_that_are_left_out_are_told_and_leave_no_interval():
     """They are left out by how they ended, so the others are no fair sample."""
     arms = BASE | {"causal": (512, 4.0, [(2.0, 18.0), (9.0, 18.0), None])}
-    at_rfd = claim(arms, "causal", "gfd", "equal rFD")
+    at_rfd = claim(arms, "causal", "gfd", "at equal rFD")
     assert at_rfd.text == (
         "−2 (1 of 3 seeds; seed 1: rFD 9 is not in 2 to 4; seed 2: causal has no number)"
     )
     assert at_rfd.interval is None
-    at_codes = claim(arms, "causal", "gfd", "equal codes")
+    at_codes = claim(arms, "causal", "gfd", "at equal codes")
     assert at_codes.text == "−2, −3 (2 of 3 seeds; seed 2: causal has no number)"
     assert at_codes.interval is None
     arms["base"] = (512, 0.0, [None, (2.0, 18.0), (2.0, 18.0)])
-    assert claim(arms, "causal", "gfd", "equal codes").missing[0] == "base has no number"
-    assert claim(arms, "causal", "gfd", "equal rFD").missing[0] == "the baseline has no curve"
+    assert claim(arms, "causal", "gfd", "at equal codes").missing[0] == "base has no number"
+    assert claim(arms, "causal", "gfd", "at equal rFD").missing[0] == "the baseline has no curve"
 
 
 def test_a_number_that_is_not_there_or_is_0_breaks_nothing():
     arms = BASE | {"causal": (512, 4.0, [(None, 18.0), (2.0, 18.0), (2.0, 18.0)])}
     arms["base"] = (512, 0.0, [(2.0, 20.0), (0.0, 20.0), (2.0, 20.0)])
-    found = claim(arms, "causal", "gfd", "equal rFD")
+    found = claim(arms, "causal", "gfd", "at equal rFD")
     assert found.missing == {0: "causal has no number", 1: "rFD 2 is not in 0 to 4"}
 
 
@@ -111,7 +111,7 @@ def test_each_of_several_priors_is_compared_too():
     for run in study["runs"]:
         for size in ("6x256", "12x512"):
             run["scores"][f"gfd/{size}"] = {"value": 1.0 + (run["arm"] == "causal")}
-    names = [c.name for c in claims_of(study) if c.at == "equal codes"]
+    names = [c.name for c in claims_of(study) if c.at == "at equal codes"]
     assert names == ["gFD", "gFD 12x512", "gFD 6x256", "rFD"]
 
 
@@ -147,13 +147,13 @@ def test_the_best_baseline_is_the_lowest_on_average_of_those_that_reconstruct_as
         "poor": (64, 0.0, [(8.0, 1.0), (8.0, 1.0), (8.0, 1.0)]),
         "causal": (512, 4.0, [(2.0, 14.0), (3.0, 20.0), (2.0, 14.0)]),
     }
-    found = claim(arms, "causal", "gfd", "an rFD no higher")
+    found = claim(arms, "causal", "gfd", "at an rFD no higher")
     assert (found.minus, found.differences) == ("other", {0: -1.0, 1: -1.0, 2: -1.0})
     assert found.is_clear
     arms["late"] = (64, 0.0, [(1.5, 1.0)])  # not yet to be judged: two seeds are to come
-    assert claim(arms, "causal", "gfd", "an rFD no higher").minus == "other"
+    assert claim(arms, "causal", "gfd", "at an rFD no higher").minus == "other"
     arms["causal"] = (512, 4.0, [(1.0, 14.0)])
-    assert not [c for c in claims_of(study_of(arms)) if c.at == "an rFD no higher"]
+    assert not [c for c in claims_of(study_of(arms)) if c.at == "at an rFD no higher"]
 
 
 def test_an_arm_without_the_regulariser_is_held_against_the_first_ones_curve():
@@ -166,10 +166,25 @@ def test_an_arm_without_the_regulariser_is_held_against_the_first_ones_curve():
         arm["tokenizer"]["losses"] = {"commitment": 4.0}
     found = {(c.arm, c.minus, c.key, c.at): c.mean for c in claims_of(study)}
     assert found == {
-        ("other", "base", "gfd", "equal codes"): -3.0,
-        ("other", "base", "gfd", "equal rFD"): pytest.approx(-1.0),
-        ("other", "base", "rfd", "equal codes"): pytest.approx(HALFWAY - 2),
+        ("other", "base", "gfd", "at equal codes"): -3.0,
+        ("other", "base", "gfd", "at equal rFD"): pytest.approx(-1.0),
+        ("other", "base", "rfd", "at equal codes"): pytest.approx(HALFWAY - 2),
     }
+
+
+def test_few_arms_of_several_seeds_are_compared_pair_by_pair():
+    arms = BASE | {
+        "causal": (512, 4.0, [(2.0, 14.0), None, (2.0, 16.0)]),
+        "one": (1, 0.0, [(1, 1)]),
+    }
+    found = {(c.arm, c.minus): c.differences for c in pairs_of(study_of(arms))}
+    assert found == {
+        ("base", "few"): {0: 4.0, 1: 3.0, 2: 5.0},
+        ("causal", "few"): {0: -2.0, 2: 2.0},
+        ("causal", "base"): {0: -6.0, 2: -3.0},
+    }
+    many = {f"arm-{place}": arms["base"] for place in range(7)}
+    assert pairs_of(study_of(many)) == []
 
 
 @pytest.mark.parametrize("quantizer", [{"kind": "rvq", "codebook_size": 512}, {"kind": "fsq"}])

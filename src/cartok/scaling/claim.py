@@ -21,7 +21,9 @@ LEVEL = 0.95
 CLAIMED = {"gfd": "gFD", "gkd": "gKD", "prior_bits_per_image": "bits/image", "rfd": "rFD"}
 """Scores that are compared, by heading; where there are several priors, each prior's too."""
 
-_NO_HIGHER = "an rFD no higher"
+_NO_HIGHER = "at an rFD no higher"
+
+_FEW = 6  # arms that are compared with one another, too
 
 _CURVED = ("gfd", "gkd", "prior_bits_per_image")  # what is read off the baseline's curve, too
 
@@ -35,7 +37,7 @@ class Claim:
     """The baseline: an arm without the regulariser."""
     key: str
     at: str
-    """'equal codes', 'equal rFD' or 'an rFD no higher'."""
+    """'at equal codes', 'at equal rFD', 'at an rFD no higher' or 'pair by pair'."""
     differences: dict[int, Number]
     """By seed."""
     missing: dict[int, str]
@@ -112,18 +114,29 @@ def claims_of(study: dict[str, Any]) -> list[Claim]:
     return claims
 
 
+def pairs_of(study: dict[str, Any]) -> list[Claim]:
+    """gFD of each arm minus each before it, where there are few arms, over two seeds or more."""
+    names = [arm["name"] for arm in study["config"]["arms"]]
+    pairs = [
+        Claim(arm, other, "gfd", "pair by pair", *_within_seeds(study, arm, other, "gfd"))
+        for place, arm in enumerate(names)
+        for other in names[:place]
+    ]
+    return [pair for pair in pairs if len(pair.differences) > 1] if len(names) <= _FEW else []
+
+
 def claims_tables(claims: list[Claim]) -> dict[str, list[Claim]]:
     """Claims by what is compared, which is each table's heading."""
     tables: dict[str, list[Claim]] = {}
     for claim in claims:
-        tables.setdefault(f"{claim.name} at {claim.at}", []).append(claim)
+        tables.setdefault(f"{claim.name} {claim.at}", []).append(claim)
     return tables
 
 
 def claims_lines(claims: list[Claim]) -> list[list[str]]:
     """The same a comparison a line, for a terminal."""
     lines = [
-        [claim.arm, claim.minus, f"{claim.name} at {claim.at}", claim.text]
+        [claim.arm, claim.minus, f"{claim.name} {claim.at}", claim.text]
         for table in claims_tables(claims).values()
         for claim in table
     ]
@@ -141,7 +154,7 @@ def at_rfd(curve: list[tuple[Number, Number]], rfd: Number) -> Number | None:
 
 
 def _at_equal_codes(study: dict[str, Any], arm: str, twin: str, key: str) -> Claim:
-    return Claim(arm, twin, key, "equal codes", *_within_seeds(study, arm, twin, key))
+    return Claim(arm, twin, key, "at equal codes", *_within_seeds(study, arm, twin, key))
 
 
 def _within_seeds(
@@ -179,7 +192,7 @@ def _at_equal_rfd(study: dict[str, Any], arm: str, twin: str, key: str, curve: l
             missing[seed] = f"rFD {shown(rfd)} is not in {low} to {high}"
         else:
             differences[seed] = value - expected
-    return Claim(arm, twin, key, "equal rFD", differences, missing)
+    return Claim(arm, twin, key, "at equal rFD", differences, missing)
 
 
 def _seeds(study: dict[str, Any], arm: str) -> list[int]:

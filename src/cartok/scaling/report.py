@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cartok.core.errors import UserError
 from cartok.core.files import read_json, write_text
-from cartok.scaling.claim import claims_of, claims_tables
+from cartok.scaling.claim import claims_of, claims_tables, pairs_of
 from cartok.scaling.figures import demo_figures, run_figures
 from cartok.scaling.measures import ARMS, GROUPS, OTHERS, rows_of
 from cartok.scaling.numbers import shown, signed, span
@@ -121,7 +121,7 @@ def _study_page(path: Path) -> str:
         rows=rows_of_study(study),
         columns=list(COLUMNS.values()),
         warnings=study["warnings"],
-        claims=claims_tables(claims_of(study)),
+        claims=claims_tables(claims_of(study) + pairs_of(study)),
         figures=study_figures(study),
         learning=learning_figures(study),
         about=study["provenance"] | _made_on(study["runs"]),

@@ -37,7 +37,7 @@ def study(arguments: list[str]) -> int:
     from cartok.recipes import recipe_of
     from cartok.recipes.arms import adapted
     from cartok.recipes.study import STUDIES
-    from cartok.scaling.claim import claims_lines, claims_of
+    from cartok.scaling.claim import claims_lines, claims_of, pairs_of
 
     @dataclass(frozen=True)
     class Study:
@@ -79,7 +79,8 @@ def study(arguments: list[str]) -> int:
     means = run_study(config, launch, progress_bar())
     for table in tables_of(means):
         print(f"{table}\n")
-    if claims := claims_of(read_json(out / "study.json", "a study")):
+    study = read_json(out / "study.json", "a study")
+    if claims := claims_of(study) + pairs_of(study):
         print(f"{aligned(claims_lines(claims), left=4)}\n")
     print(out / "study.json")
     return 0 if any(arm.finished for arm in means) else 1
