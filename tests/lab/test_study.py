@@ -234,6 +234,13 @@ def test_the_plan_says_what_waits_and_what_it_costs(small_pictures, tmp_path, tr
     assert trainings == ["lambda-0-s0"]
 
 
+def test_the_plan_of_a_claim_has_every_seed_though_none_is_0(small_pictures, tmp_path):
+    study = replace(small_study(0, 1), seeds=2, first_seed=5)
+    lines = plan_of(adapted(study, data=str(small_pictures)), tmp_path).splitlines()
+    titles = [line.split()[0] for line in lines[1:-1]]
+    assert titles == ["lambda-0-s5", "lambda-1-s5", "lambda-0-s6", "lambda-1-s6"]
+
+
 @pytest.mark.slow
 def test_a_study_from_pictures_to_scores_interrupted_and_with_a_failing_arm(
     demo_pictures, tmp_path, monkeypatch

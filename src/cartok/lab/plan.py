@@ -32,7 +32,7 @@ def plan_of(study: StudyConfig, out: Path) -> str:
     base = study.arms[0].tokenizer
     pictures = open_splits(base.data, size=base.view.size)["train"]
     runs = runs_of(study)
-    by_arm = {run.arm: cost_of(run, pictures) for run in runs if run.seed == 0}
+    by_arm = {run.arm: cost_of(run, pictures) for run in runs[: len(study.arms)]}
     costs = [by_arm[run.arm] for run in runs]
     rows = [["run", "state", "steps", "tokenizer FLOPs", "priors FLOPs"]]
     for run, cost in zip(runs, costs, strict=True):
