@@ -71,8 +71,7 @@ def cifar_search() -> StudyConfig:
         "rate-.05-codes-1024": _codes(rate, 1024),
         "rate-.05-critic": _losses(rate, critic=_CRITIC),
     }
-    made = tuple(StudyArm(name=name, tokenizer=run) for name, run in (baselines | forms).items())
-    return StudyConfig(name="cifar-search", arms=made, priors=(_prior(),), yardstick=YARDSTICK)
+    return _study("cifar-search", baselines | forms)
 
 
 def cifar_literal() -> StudyConfig:
@@ -84,10 +83,7 @@ def cifar_literal() -> StudyConfig:
         "beta-4": _losses(base, commitment=4.0),
         "latents-4": _literal(base),
     }
-    made = tuple(StudyArm(name=name, tokenizer=run) for name, run in arms.items())
-    return StudyConfig(
-        name="cifar-literal", arms=made, priors=(_prior(),), seeds=5, yardstick=YARDSTICK
-    )
+    return _study("cifar-literal", arms, seeds=5)
 
 
 def cifar_dimensions() -> StudyConfig:
@@ -110,10 +106,7 @@ def cifar_dimensions() -> StudyConfig:
     arms["dim-4-rate-.05"] = _rate(_dims(base, 4))
     arms["dim-4-codes-256"] = _codes(_dims(base, 4), 256)
     arms["dim-4-codes-1024"] = _codes(_dims(base, 4), 1024)
-    made = tuple(StudyArm(name=name, tokenizer=run) for name, run in arms.items())
-    return StudyConfig(
-        name="cifar-dimensions", arms=made, priors=(_prior(),), seeds=2, yardstick=YARDSTICK
-    )
+    return _study("cifar-dimensions", arms, seeds=2)
 
 
 def cifar_claim() -> StudyConfig:
@@ -146,10 +139,21 @@ def _claim(
     """Baselines of several codebook sizes, and the chosen form at all but the ends."""
     baselines = {f"codes-{number}": _codes(base, number) for number in codes}
     chosen = {f"causal-{number}": _chosen(_codes(base, number)) for number in codes[1:-1]}
-    arms = (StudyArm(name=arm, tokenizer=run) for arm, run in (baselines | chosen).items())
     yardstick = replace(YARDSTICK, held=held)
+    return _study(
+        name, baselines | chosen, priors=priors, seeds=seeds, first_seed=CLAIM_SEED,
+        yardstick=yardstick,
+    )  # fmt: skip
+
+
+def _study(
+    name: str, arms: dict[str, TokenizerRun], *, priors: tuple[PriorRun, ...] = (), seeds: int = 1,
+    first_seed: int = 0, yardstick: Yardstick = YARDSTICK,
+) -> StudyConfig:  # fmt: skip
+    """Without priors, arms are followed by the small one."""
+    made = tuple(StudyArm(name=arm, tokenizer=run) for arm, run in arms.items())
     return StudyConfig(
-        name=name, arms=tuple(arms), priors=priors, seeds=seeds, first_seed=CLAIM_SEED,
+        name=name, arms=made, priors=priors or (_prior(),), seeds=seeds, first_seed=first_seed,
         yardstick=yardstick,
     )  # fmt: skip
 

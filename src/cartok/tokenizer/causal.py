@@ -203,7 +203,10 @@ class CausalPredictor(nn.Module):
         return self._has_free_scale(encoded) or self.config.scale != "auto"
 
     def _has_free_scale(self, encoded: Encoded) -> bool:
-        """False on the sphere: a channel's mean square is 1/d whatever the encoder does."""
+        """False on the sphere: a channel's mean square is 1/d whatever the encoder does.
+
+        Its variance is not: latents can huddle round a pole (docs/research-log.md).
+        """
         return self.config.space != "lookup" or not encoded.quantized.on_sphere
 
     def _divisor(self, variance: Scalar) -> Scalar:
