@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cartok.lab.records import runs_of
+from cartok.core.files import write_json
+from cartok.lab.records import new_record, runs_of, write_summary
 from cartok.recipes.arms import adapted
 
 _TOYS = Path(__file__).with_name("study_toys.py")
@@ -27,6 +28,18 @@ def test_a_study_goes_on_from_its_study_json_alone(tmp_path, trainings):
     assert trainings == ["lambda-0-s0", "lambda-1-s0", "lambda-0-s1", "lambda-1-s1"]
     assert [arm["finished"] for arm in found["arms"]] == [2, 2]
     assert all(run["provenance"]["torch"] for run in found["runs"])
+
+
+def test_means_carry_intervals_and_leave_the_rest_of_receipts_to_the_runs(tmp_path):
+    study = small_study(0)
+    (run,) = runs_of(study)
+    receipt = {"bootstrap": {"interval": [1.0, 3.0]}, "network": "n", "standard_error": 0.5}
+    record = new_record(run, "finished", scores={"gfd": score(2.0, **receipt)})
+    write_json(run.folder(tmp_path) / "arm.json", record)
+    found = write_summary(study, tmp_path)
+    assert found["runs"][0]["scores"]["gfd"]["receipt"] == receipt
+    (arm,) = found["arms"]
+    assert arm["scores"]["gfd"]["receipt"] == {k: receipt[k] for k in receipt if k != "network"}
 
 
 def test_a_study_that_is_stopped_leaves_a_study_json_of_all_that_has_finished(tmp_path, trainings):

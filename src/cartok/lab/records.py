@@ -8,9 +8,10 @@ from cartok.core.config import dict_of, digest_of
 from cartok.core.files import read_json, write_json
 from cartok.core.parallel import World
 from cartok.core.run import provenance
-from cartok.lab.means import arm_means, warnings_of
+from cartok.lab.means import ArmMeans, arm_means, warnings_of
 from cartok.prior.train import PriorRun
 from cartok.recipes.arms import StudyConfig
+from cartok.scaling.numbers import INTERVAL_FIELDS
 from cartok.tokenizer.train import TokenizerRun
 
 FILE = "study.json"
@@ -81,7 +82,7 @@ def write_summary(study: StudyConfig, out: Path, world: World | None = None) -> 
         "name": study.name,
         "config": dict_of(study),
         "provenance": before if world is None else provenance(world),
-        "arms": [asdict(arm) for arm in means],
+        "arms": [_with_intervals_alone(arm) for arm in means],
         "runs": [
             record | {"folder": str(run.folder(out).relative_to(out))}
             for run, record in zip(runs, records, strict=True)
@@ -91,6 +92,15 @@ def write_summary(study: StudyConfig, out: Path, world: World | None = None) -> 
     }
     write_json(out / FILE, summary)
     return summary
+
+
+def _with_intervals_alone(arm: ArmMeans) -> dict[str, Any]:
+    """An arm's means; the rest of their receipts stands with its runs."""
+    plain = asdict(arm)
+    for score in plain["scores"].values():
+        receipt = score["receipt"]
+        score["receipt"] = {key: receipt[key] for key in INTERVAL_FIELDS if key in receipt}
+    return plain
 
 
 def twins_of(study: StudyConfig) -> dict[str, str]:

@@ -35,6 +35,10 @@ def students(values: list[Number], level: float) -> tuple[float, float]:
     return mean - reach, mean + reach
 
 
+INTERVAL_FIELDS = ("over_seeds", "bootstrap", "standard_error")
+"""Of a receipt: where a number's interval stands."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One arm's number."""
