@@ -1,6 +1,7 @@
 import torch
+from torch import nn
 
-from cartok.core.precision import computing_in, full_precision
+from cartok.core.precision import computing_in, full_precision, keep_weights_in
 
 CPU = torch.device("cpu")
 
@@ -26,3 +27,15 @@ def test_an_island_of_shapes_without_numbers_runs():
     meta = torch.device("meta")
     with full_precision(meta):
         assert (torch.empty(2, 2, device=meta) @ torch.empty(2, 2, device=meta)).shape == (2, 2)
+
+
+def test_weights_are_rounded_and_buffers_are_not():
+    norm = nn.BatchNorm1d(3)
+    norm.running_mean.fill_(1 / 3)
+    with torch.no_grad():
+        norm.weight.fill_(1 / 3)
+    keep_weights_in("bf16", norm)
+    assert norm.weight.dtype == torch.bfloat16
+    assert torch.equal(norm.running_mean, torch.full((3,), 1 / 3))
+    keep_weights_in("fp32", norm)
+    assert torch.equal(norm.weight, torch.full((3,), 1 / 3).bfloat16().float())

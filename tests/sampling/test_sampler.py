@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cartok.core.errors import UserError
+from cartok.core.precision import keep_weights_in
 from cartok.layers import TransformerConfig
 from cartok.prior.model import Prior, PriorConfig
 from cartok.sampling.guidance import guided
@@ -51,6 +52,17 @@ def test_a_sample_does_not_depend_on_its_neighbours_or_on_order():
     for index in reversed(range(7)):
         alone = sampler.sample_tokens(labels[index : index + 1], 5, first_index=index)
         assert torch.equal(alone[0], whole[index])
+
+
+def test_a_prior_kept_in_bfloat16_draws_nearly_the_same_and_caches_half_the_bytes():
+    sampler, labels = small_sampler(), [0, 1, 2, 3] * 50
+    full = sampler.sample_tokens(labels, 5, 2.0)
+    keep_weights_in("bf16", sampler.prior)
+    rounded = sampler.sample_tokens(labels, 5, 2.0)
+    assert sampler.prior.empty_cache(1).layers[0].key.dtype == torch.bfloat16
+    assert sampler.prior.rotary.dtype == torch.float32
+    first = (full == rounded)[:, 0].float().mean()
+    assert 0.9 < first < 1  # some draws lie at the edge between two codes
 
 
 def test_seed_and_index_both_change_a_sample():

@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
+from torch import nn
 
 Precision = Literal["fp32", "bf16"]
 
@@ -21,3 +22,10 @@ def full_precision(device: torch.device) -> AbstractContextManager:
     Shapes without numbers (the meta device, where FLOPs are counted) know no autocast.
     """
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def keep_weights_in(precision: Precision, network: nn.Module) -> None:
+    """Rounds a network that is trained no more; its buffers (angles, tables) stay as they are."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    for weight in network.parameters():
+        weight.data = weight.data.to(dtype)

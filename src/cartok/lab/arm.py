@@ -11,6 +11,7 @@ import torch
 from cartok.core.errors import STOPPED
 from cartok.core.files import finite, read_json, write_json
 from cartok.core.parallel import World
+from cartok.core.precision import keep_weights_in
 from cartok.core.progress import Progress
 from cartok.core.run import read_log
 from cartok.core.shapes import Pixels, pixels_of
@@ -114,7 +115,7 @@ def run_stage_two(arm: Arm, recipe: PriorRun, part: str) -> Scores:
         lambda: (
             _prior_scores(arm, part)
             | _redrawn_scores(arm, part, recipe.seed)
-            | _sample_scores(arm, part, recipe.seed)
+            | _sample_scores(arm, part, recipe)
         ),
     )
 
@@ -220,11 +221,15 @@ def _redrawn_scores(arm: Arm, part: str, seed: int) -> Scores:
     return scores | named_scores("redrawn_", distances)
 
 
-def _sample_scores(arm: Arm, part: str, seed: int) -> Scores:
-    """Samples of balanced labels, by guidance, against training pictures."""
-    inputs, tokenizer = arm.inputs, arm.tokenizer()
-    device = next(tokenizer.parameters()).device
+def _sample_scores(arm: Arm, part: str, recipe: PriorRun) -> Scores:
+    """Samples of balanced labels, by guidance, against training pictures.
+
+    Drawn in the precision that the prior trained in.
+    """
+    inputs, tokenizer, seed = arm.inputs, arm.tokenizer(), recipe.seed
+    device, precision = next(tokenizer.parameters()).device, recipe.loop.precision
     prior = Prior.from_pretrained(arm.folder / part).to(device)
+    keep_weights_in(precision, prior)
     title = "samples" if part == "prior" else f"{part}-samples"
     draw = _Draws(Sampler(prior, tokenizer), arm, title, device)
     guidance, tried = _best_guidance(draw, inputs, seed)
@@ -234,7 +239,9 @@ def _sample_scores(arm: Arm, part: str, seed: int) -> Scores:
              arm.sheets / f"{arm.name}-{title}.png")  # fmt: skip
     features = _featurised(pixels, inputs, device)
     distances = score_pictures(features, inputs.train_features, what="gfd", device=device)
-    drawn = {"guidance": guidance, "seed": seed} | ({"tried": tried} if tried else {})
+    drawn = {"guidance": guidance, "seed": seed, "drawn_in": precision} | (
+        {"tried": tried} if tried else {}
+    )
     scores = named_scores("g", distances)
     return {key: score | {"receipt": score["receipt"] | drawn} for key, score in scores.items()}
 
@@ -264,9 +271,9 @@ class _Draws:
 
 
 def _cached_by(prior: Prior) -> int:
-    """Bytes of keys and values of one guided sample, in float32."""
-    net = prior.config.transformer
-    return 2 * net.depth * 2 * net.width * prior.config.num_tokens * 4
+    """Bytes of keys and values of one guided sample."""
+    net, size = prior.config.transformer, prior.head.weight.element_size()
+    return 2 * net.depth * 2 * net.width * prior.config.num_tokens * size
 
 
 def _best_guidance(draw: _Draws, inputs: ArmInputs, seed: int) -> tuple[float, dict[str, float]]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cartok.core.config import config, config_of, nearest
 from cartok.core.errors import UserError
@@ -71,6 +72,10 @@ class SamplingConfig:
             raise ValueError("top_k is 0 (all codes) or more, and top_p lies in (0, 1]")
         if self.batch < 1:
             raise ValueError("batch is at least 1")
+
+
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Without cuDNN's, which plans anew for every number of positions seen."""
 
 
 class Sampler:
@@ -137,7 +142,7 @@ class Sampler:
         )
         scales = scales.to(labels.device)
         draw, key = partial(self._draw_batch, choice=choice), self._key_of(choice)
-        with torch.inference_mode(), _evaluating(self.prior):
+        with torch.inference_mode(), _evaluating(self.prior), sdpa_kernel(_ATTENTION):
             for start in range(0, len(labels), choice.batch):
                 some = labels[start : start + choice.batch]
                 noise = uniforms(seed, choice.first_index + start, len(some), num_positions)
