@@ -71,9 +71,9 @@ def test_every_number_of_dimensions_is_run_with_the_papers_form_and_without():
 
 @pytest.mark.parametrize(
     ("name", "seeds", "priors"),
-    [("cifar-claim", 5, ["6x256"]), ("tiny-claim", 3, ["6x256", "8x512"])],
+    [("cifar-claim", 5, ["6x256"]), ("tiny-claim", 3, ["6x256", "8x384"])],
 )
-def test_a_claim_has_seeds_and_a_curve_that_reaches_beyond_its_causal_arms(name, seeds, priors):
+def test_a_claim_has_seeds_and_a_curve_of_as_many_codes_and_fewer(name, seeds, priors):
     built = study(name)
     assert built.seeds == seeds
     assert names_of(built.priors) == priors
@@ -81,8 +81,8 @@ def test_a_claim_has_seeds_and_a_curve_that_reaches_beyond_its_causal_arms(name,
         kind: [run.model.quantizer.codebook_size for arm, run in arms(name).items() if kind in arm]
         for kind in ("codes", "causal")
     }
-    assert sizes["causal"] == sizes["codes"][1:-1]
-    assert sizes["codes"] == sorted(sizes["codes"])
+    assert sizes["causal"] == [max(sizes["codes"])]
+    assert len(sizes["codes"]) > 1
     found = arms(name)
     forms = {digest_of(run.causal) for arm, run in found.items() if "causal" in arm}
     assert forms == {digest_of(arms("cifar-search")["latents-4"].causal)}
