@@ -78,7 +78,8 @@ def run_study(study: StudyConfig, launch: StudyLaunch, progress: Progress) -> li
     waiting = [run for run in runs if _must_run(record_of(run, out), launch.retry)]
     progress.say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them recorded already")
     if waiting:
-        inputs = _inputs(study, world, launch.device)
+        with progress.stage("pictures to score against", 1):
+            inputs = _inputs(study, world, launch.device)
         summary = write_summary(study, out, world)
         if summary["earlier"]:
             progress.say(f"{len(summary['earlier'])} recorded runs are not of this study's arms")

@@ -120,4 +120,5 @@ def _paper(name: str, **causal: Any) -> StudyArm:
 STUDIES = table_of(
     loss_forms, weights, layers, reads, orders, quantizers, search.cifar_search,
     search.cifar_literal, search.cifar_dimensions, search.cifar_claim, search.tiny_claim,
+    search.tiny_forms,
 )  # fmt: skip
