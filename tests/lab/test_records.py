@@ -11,6 +11,7 @@ import pytest
 from cartok.core.files import write_json
 from cartok.lab.records import new_record, runs_of, write_summary
 from cartok.recipes.arms import adapted
+from cartok.recipes.prior import toy
 
 _TOYS = Path(__file__).with_name("study_toys.py")
 _SPEC = importlib.util.spec_from_file_location(_TOYS.stem, _TOYS)
@@ -83,6 +84,21 @@ def test_a_renamed_arm_takes_its_records_along(tmp_path, trainings):
     assert len(trainings) == 2
     assert [arm["name"] for arm in found["arms"]] == ["lambda-0", "renamed"]
     assert found["earlier"] == []
+
+
+def test_records_of_a_version_that_lacked_a_field_count_as_of_its_default(tmp_path, trainings):
+    go(small_study(0), tmp_path)
+    shutil.rmtree(tmp_path / "arms")
+    made = json.loads((tmp_path / "study.json").read_text())
+    assert made["config"]["priors"][0].pop("token_dropout") == toy().token_dropout
+    made["runs"][0]["digest"] = "of that version"
+    (tmp_path / "study.json").write_text(json.dumps(made))
+    assert go(small_study(0), tmp_path)["runs"][0]["status"] == "finished"
+    assert len(trainings) == 1
+    made["config"]["priors"][0]["token_dropout"] = 0.25
+    (tmp_path / "study.json").write_text(json.dumps(made))
+    go(small_study(0), tmp_path)
+    assert len(trainings) == 2
 
 
 def test_where_the_pictures_lie_makes_no_other_run():

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cartok.core.config import dict_of, digest_of
+from cartok.core.config import ConfigError, config_of, dict_of, digest_of
 from cartok.core.files import read_json, write_json
 from cartok.core.parallel import World
 from cartok.core.run import provenance
@@ -122,7 +122,22 @@ def _records(out: Path) -> list[dict[str, Any]]:
     """Every record in the folders of runs and in ``study.json``, asked for now or not."""
     in_folders = [read_json(path, "an arm's record") for path in out.glob("arms/*/arm.json")]
     study = _read(out)
-    return [*in_folders, *study.get("runs", []), *study.get("earlier", [])]
+    return [*in_folders, *_as_read_today(study), *study.get("earlier", [])]
+
+
+def _as_read_today(study: dict[str, Any]) -> list[dict[str, Any]]:
+    """A study's runs under the digests that its config has now.
+
+    A field that a config has been given since then stands at its default, which is to mean what
+    was done before there was a choice.
+    """
+    runs = study.get("runs", [])
+    try:
+        asked = runs_of(config_of(StudyConfig, study.get("config", {})))
+    except ConfigError:  # of a version that had other fields
+        return runs
+    today = {(run.arm, run.seed): run.digest for run in asked}
+    return [run | {"digest": today.get((run["arm"], run["seed"]), run["digest"])} for run in runs]
 
 
 def _read(out: Path) -> dict[str, Any]:
