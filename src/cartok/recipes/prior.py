@@ -29,6 +29,11 @@ def toy() -> PriorRun:
     )
 
 
+def _31m() -> PriorRun:
+    """31M parameters, 3 layers (paper, Figure 6; its shape is inferred)."""
+    return _paper(width=576, depth=3, heads=9)
+
+
 def _52m() -> PriorRun:
     """52M parameters, 6 layers (paper, Table 2), 375k steps of 256 pictures."""
     return _paper(width=640, depth=6, heads=10)
@@ -64,6 +69,16 @@ def _775m() -> PriorRun:
     return _paper(width=1280, depth=36, heads=20)
 
 
+def _1400m() -> PriorRun:
+    """1.4 billion parameters, 48 layers (LlamaGen's XXL; beyond the paper)."""
+    return _paper(width=1536, depth=48, heads=24)
+
+
+def _3100m() -> PriorRun:
+    """3.1 billion parameters, 24 layers (LlamaGen's 3B; beyond the paper)."""
+    return _paper(width=3200, depth=24, heads=32)
+
+
 def _paper(width: int, depth: int, heads: int) -> PriorRun:
     return PriorRun(
         transformer=TransformerConfig(width=width, depth=depth, heads=heads, dropout=0.1),
@@ -74,4 +89,6 @@ def _paper(width: int, depth: int, heads: int) -> PriorRun:
     )
 
 
-PRIORS = table_of(demo, toy, _52m, _81m, _111m, _212m, _343m, _517m, _775m)
+PRIORS = table_of(
+    demo, toy, _31m, _52m, _81m, _111m, _212m, _343m, _517m, _775m, _1400m, _3100m
+)  # fmt: skip
