@@ -9,7 +9,6 @@ from cartok.prior.model import (
     PriorConfig,
     flops_per_token,
     kaplan_flops_per_token,
-    nats_of,
     parameter_census,
 )
 
@@ -92,12 +91,6 @@ def test_nats_are_minus_the_log_of_the_softmax():
     tokens, labels = some_tokens(prior), torch.tensor([0, 1, 2])
     chance = prior(tokens, labels).softmax(dim=-1).gather(-1, tokens[..., None])[..., 0]
     torch.testing.assert_close(prior.nats(tokens, labels), -chance.log())
-
-
-def test_nats_are_float32_whatever_the_logits_are():
-    nats = nats_of(torch.zeros(2, 3, 11, dtype=torch.bfloat16), torch.zeros(2, 3, dtype=torch.long))
-    assert nats.dtype == torch.float32
-    torch.testing.assert_close(nats, torch.full((2, 3), 11.0).log())
 
 
 def test_an_untrained_prior_knows_nothing():

@@ -55,6 +55,20 @@ def test_a_compiled_prior_trains_as_a_plain_one_does(shards, tmp_path, monkeypat
     torch.testing.assert_close(my_nats, their_nats, rtol=1e-4, atol=1e-6)
 
 
+def test_the_z_loss_is_logged_and_minimised(shards, tmp_path):
+    def totals(weight: float) -> list[float]:
+        run = toy()
+        run = replace(run, z_loss=weight, loop=replace(run.loop, steps=20, log_every=1))
+        out = tmp_path / str(weight)
+        fit(PriorJob(run, shards, World()), run.loop, Run.open(out, run, kind="prior"))
+        return [line["next_token/z"] for line in read_log(out) if "next_token/z" in line]
+
+    weak, strong = totals(1e-9), totals(1.0)
+    assert len(weak) == len(strong) == 20
+    assert strong[-1] < 0.6 * weak[-1]
+    assert totals(0.0) == []
+
+
 def test_a_config_stored_before_compiling_was_a_choice_means_plain():
     stored = dict_of(replace(toy(), compile=True))
     del stored["compile"]

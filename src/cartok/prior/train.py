@@ -1,7 +1,6 @@
 """Stage 2: a job of one phase, next-token cross-entropy on token shards."""
 
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from cartok.core.shapes import TokenSequence
 from cartok.data.tokens import TokenBatch, TokenShards, token_batches
 from cartok.layers import TransformerConfig
 from cartok.prior.model import Prior, PriorConfig, flops_per_token, parameter_census
+from cartok.prior.surprise import Surprise
 
 
 @config
@@ -34,6 +34,9 @@ class PriorRun:
     transformer: TransformerConfig = TransformerConfig(dropout=0.1)
     class_dropout: float = 0.1
     token_dropout: float = 0.1
+    z_loss: float = 0.0
+    """Weight of the squared log of the softmax's total, which keeps logits from drifting; 1e-4 was
+    needed for some runs of 576 tokens (paper, A.2)."""
     optim: OptimConfig = OptimConfig(
         lr=3e-3, warmup_from=3e-4, warmup_steps=5000, schedule="cosine", weight_decay=0.05
     )
@@ -47,13 +50,8 @@ class PriorRun:
     def __post_init__(self):
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, but is {self.seed}")
-
-
-@dataclass(frozen=True)
-class Forward:
-    """A batch's surprise at each token, in nats."""
-
-    nats: Float[Tensor, "batch position"]
+        if self.z_loss < 0:
+            raise ValueError(f"z_loss is 0 (none) or more, but is {self.z_loss:g}")
 
 
 class PriorJob:
@@ -97,15 +95,15 @@ class PriorJob:
             world_size=world.size,
         )
 
-    def prepare(self, batch: TokenBatch, step: int) -> Forward:
+    def prepare(self, batch: TokenBatch, step: int) -> Surprise:
         """Predicts."""
-        return Forward(self.prior.nats(batch.tokens, batch.labels))
+        return self.prior.surprise(batch.tokens, batch.labels)
 
     def fixed_at(self, step: int) -> Hashable:
         """Nothing depends on the step."""
         return ()
 
-    def after_step(self, outcomes: list[Forward], step: int) -> None:
+    def after_step(self, outcomes: list[Surprise], step: int) -> None:
         """Nothing follows the optimizer."""
 
     def facts(self, outcome: Outcome) -> dict[str, Any]:
@@ -126,8 +124,12 @@ class PriorJob:
             "rollbacks": outcome.rollbacks,
         }
 
-    def _objective(self, forward: Forward, step: int) -> Terms:
-        return Terms({"cross_entropy": forward.nats.mean()}, {"cross_entropy": 1.0})
+    def _objective(self, forward: Surprise, step: int) -> Terms:
+        losses, weights = {"cross_entropy": forward.nats.mean()}, {"cross_entropy": 1.0}
+        if self.config.z_loss:
+            losses["z"] = forward.log_total.square().mean()
+            weights["z"] = self.config.z_loss
+        return Terms(losses, weights)
 
 
 def train_prior(
