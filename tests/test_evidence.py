@@ -53,4 +53,4 @@ def test_what_is_left_to_do_names_studies_arms_and_folders_that_exist():
         assert (program, verb) == ("cartok", "study")
         assert rest[-2:] == ["--out", f"docs/evidence/{name}"]
         given = rest[rest.index("--arms") + 1 : rest.index("--data")] if "--arms" in rest else []
-        adapted(recipe_of(STUDIES, name), arms=tuple(given))
+        assert runs_of(recipe_of(STUDIES, name), tuple(given))

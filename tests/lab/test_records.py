@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cartok.core.errors import UserError
 from cartok.core.files import write_json
 from cartok.lab.records import new_record, runs_of, write_summary
 from cartok.recipes.arms import adapted
@@ -99,6 +100,31 @@ def test_records_of_a_version_that_lacked_a_field_count_as_of_its_default(tmp_pa
     (tmp_path / "study.json").write_text(json.dumps(made))
     go(small_study(0), tmp_path)
     assert len(trainings) == 2
+
+
+def test_runs_scored_against_other_pictures_of_one_name_are_told_apart(tmp_path):
+    study = small_study(0, 1)
+    for run, pictures in zip(runs_of(study), ("aa", "bb"), strict=True):
+        scores = {"gfd": score(1.0, reference=pictures, evaluator=1)}
+        write_json(run.folder(tmp_path) / "arm.json", new_record(run, "finished", scores=scores))
+    (warning,) = write_summary(study, tmp_path)["warnings"]
+    assert "differ in the pictures" in warning
+    assert "aa: lambda-0-s0; bb: lambda-1-s0" in warning
+
+
+def test_arms_that_are_not_named_wait_and_records_of_them_stay(tmp_path, trainings):
+    go(small_study(0, 1), tmp_path, arms=("lambda-1",))
+    found = go(small_study(0, 1, seeds=2), tmp_path, arms=("lambda-0",))
+    assert trainings == ["lambda-1-s0", "lambda-0-s0", "lambda-0-s1"]
+    assert [run["status"] for run in found["runs"]] == [
+        "finished",
+        "finished",
+        "finished",
+        "waiting",
+    ]
+    assert found["earlier"] == []
+    with pytest.raises(UserError, match=r"has no arm 'lambda-3'; did you mean 'lambda-"):
+        go(small_study(0, 1), tmp_path, arms=("lambda-3",))
 
 
 def test_where_the_pictures_lie_makes_no_other_run():

@@ -81,7 +81,7 @@ def test_every_number_of_dimensions_is_run_with_the_papers_form_and_without():
     ("name", "seeds", "priors"),
     [("cifar-claim", 5, ["6x256"]), ("tiny-claim", 3, ["6x256", "8x384"])],
 )
-def test_a_claim_has_seeds_and_a_curve_of_as_many_codes_and_fewer(name, seeds, priors):
+def test_a_claim_has_seeds_and_a_curve_that_reaches_far_below_its_codes(name, seeds, priors):
     built = study(name)
     assert built.seeds == seeds
     assert names_of(built.priors) == priors
@@ -90,7 +90,8 @@ def test_a_claim_has_seeds_and_a_curve_of_as_many_codes_and_fewer(name, seeds, p
         for kind in ("codes", "causal")
     }
     assert sizes["causal"] == [max(sizes["codes"])]
-    assert len(sizes["codes"]) > 1
+    # Halving the codes costs about what the form does, or less: the curve goes on from there.
+    assert len([size for size in sizes["codes"] if size <= max(sizes["codes"]) / 2]) > 1
     found = arms(name)
     forms = {digest_of(run.causal) for arm, run in found.items() if "causal" in arm}
     assert forms == {digest_of(arms("cifar-search")["latents-4"].causal)}

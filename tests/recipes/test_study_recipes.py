@@ -217,13 +217,6 @@ def test_an_arms_name_can_begin_a_folders(name):
         StudyArm(name=name, tokenizer=causal_demo())
 
 
-def test_some_arms_can_be_named_and_a_wrong_name_is_told_the_nearest():
-    some = adapted(study("cifar-search"), arms=("rate-.05", "base"))
-    assert [arm.name for arm in some.arms] == ["base", "rate-.05"]
-    with pytest.raises(UserError, match=r"has no arm 'rate-\.5'; did you mean 'rate-"):
-        adapted(study("cifar-search"), arms=("rate-.5",))
-
-
 def test_a_scale_of_nothing_is_refused():
     with pytest.raises(UserError, match="above 0, but is 0"):
         adapted(study("weights"), scale=0.0)

@@ -115,7 +115,7 @@ def run_stage_two(arm: Arm, recipe: PriorRun, part: str) -> Scores:
         lambda: (
             _prior_scores(arm, part)
             | _redrawn_scores(arm, part, recipe.seed)
-            | _sample_scores(arm, part, recipe)
+            | _sample_scores(arm, part, recipe.seed)
         ),
     )
 
@@ -221,13 +221,10 @@ def _redrawn_scores(arm: Arm, part: str, seed: int) -> Scores:
     return scores | named_scores("redrawn_", distances)
 
 
-def _sample_scores(arm: Arm, part: str, recipe: PriorRun) -> Scores:
-    """Samples of balanced labels, by guidance, against training pictures.
-
-    Drawn in the precision that the prior trained in.
-    """
-    inputs, tokenizer, seed = arm.inputs, arm.tokenizer(), recipe.seed
-    device, precision = next(tokenizer.parameters()).device, recipe.loop.precision
+def _sample_scores(arm: Arm, part: str, seed: int) -> Scores:
+    """Samples of balanced labels, by guidance, against training pictures."""
+    inputs, tokenizer = arm.inputs, arm.tokenizer()
+    device, precision = next(tokenizer.parameters()).device, inputs.yardstick.drawn_in
     prior = Prior.from_pretrained(arm.folder / part).to(device)
     keep_weights_in(precision, prior)
     title = "samples" if part == "prior" else f"{part}-samples"

@@ -73,6 +73,14 @@ def arm_means(runs: list[dict[str, Any]]) -> list[ArmMeans]:
     return [_of_one(name, some) for name, some in by_name.items()]
 
 
+_ALIKE = {
+    "reference": "the pictures that samples are scored against",
+    "network_sha256": "the network that judges them",
+    "evaluator": "the version of the evaluator",
+}
+"""What receipts of one study have in common, by its key there."""
+
+
 def warnings_of(arms: list[ArmMeans], twins: dict[str, str]) -> list[str]:
     """Warnings that a regulariser was won without helping, against each arm's weight-0 twin."""
     known = _measured(arms)
@@ -82,6 +90,24 @@ def warnings_of(arms: list[ArmMeans], twins: dict[str, str]) -> list[str]:
         if name in known and twin in known
         for line in gaming_of(known[name], known[twin])
     ]
+
+
+def scored_unlike(records: list[dict[str, Any]]) -> list[str]:
+    """Warnings that samples of some runs were scored against other pictures, or by another judge.
+
+    Records are matched by the name of their pictures, which others may bear elsewhere.
+    """
+    found = []
+    for key, what in _ALIKE.items():
+        runs: dict[str, list[str]] = {}
+        for record in records:
+            value = record.get("scores", {}).get("gfd", {}).get("receipt", {}).get(key)
+            if value is not None:
+                runs.setdefault(str(value), []).append(f"{record['arm']}-s{record['seed']}")
+        if len(runs) > 1:
+            groups = "; ".join(f"{value}: {', '.join(names)}" for value, names in runs.items())
+            found.append(f"scores do not compare, since runs differ in {what}: {groups}")
+    return found
 
 
 def tables_of(arms: list[ArmMeans]) -> list[str]:

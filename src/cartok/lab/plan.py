@@ -27,13 +27,18 @@ class Cost:
     """Of all its priors."""
 
 
-def plan_of(study: StudyConfig, out: Path) -> str:
-    """A table of the runs, in the order in which they are dealt out, and of their sum."""
+def plan_of(study: StudyConfig, out: Path, arms: tuple[str, ...] = ()) -> str:
+    """A table of the runs, in the order in which they are dealt out, and of their sum.
+
+    Raises:
+        UserError: the study has no arm of a name.
+    """
     base = study.arms[0].tokenizer
     pictures = open_splits(base.data, size=base.view.size)["train"]
-    runs = runs_of(study)
-    by_arm = {run.arm: cost_of(run, pictures) for run in runs[: len(study.arms)]}
-    costs = [by_arm[run.arm] for run in runs]
+    runs = runs_of(study, arms)
+    by_arm = {run.arm: run for run in runs}
+    cost_by_arm = {name: cost_of(run, pictures) for name, run in by_arm.items()}
+    costs = [cost_by_arm[run.arm] for run in runs]
     rows = [["run", "state", "steps", "tokenizer FLOPs", "priors FLOPs"]]
     for run, cost in zip(runs, costs, strict=True):
         status = record_of(run, out.resolve())["status"]

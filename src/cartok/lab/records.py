@@ -4,11 +4,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cartok.core.config import ConfigError, config_of, dict_of, digest_of
+from cartok.core.config import ConfigError, config_of, dict_of, digest_of, nearest
+from cartok.core.errors import UserError
 from cartok.core.files import read_json, write_json
 from cartok.core.parallel import World
 from cartok.core.run import provenance
-from cartok.lab.means import ArmMeans, arm_means, warnings_of
+from cartok.lab.means import ArmMeans, arm_means, scored_unlike, warnings_of
 from cartok.prior.train import PriorRun
 from cartok.recipes.arms import StudyConfig
 from cartok.scaling.numbers import INTERVAL_FIELDS
@@ -38,12 +39,21 @@ class StudyRun:
         return out / "arms" / f"{self.title}-{self.digest}"
 
 
-def runs_of(study: StudyConfig) -> list[StudyRun]:
-    """Every arm with every seed; all arms have one seed before any has two."""
+def runs_of(study: StudyConfig, arms: tuple[str, ...] = ()) -> list[StudyRun]:
+    """Every arm with every seed, or some arms; all arms have one seed before any has two.
+
+    Raises:
+        UserError: the study has no arm of a name.
+    """
+    known = [arm.name for arm in study.arms]
+    for name in arms:
+        if name not in known:
+            raise UserError(f"{study.name} has no arm '{name}'; {nearest(name, known)}")
     return [
         _run_of(study, arm.name, replace(arm.tokenizer, seed=seed), seed)
         for seed in range(study.first_seed, study.first_seed + study.seeds)
         for arm in study.arms
+        if not arms or arm.name in arms
     ]
 
 
@@ -88,7 +98,7 @@ def write_summary(study: StudyConfig, out: Path, world: World | None = None) -> 
             for run, record in zip(runs, records, strict=True)
         ],
         "earlier": [record for digest, record in others.items() if digest not in asked],
-        "warnings": warnings_of(means, twins_of(study)),
+        "warnings": [*warnings_of(means, twins_of(study)), *scored_unlike(records)],
     }
     write_json(out / FILE, summary)
     return summary

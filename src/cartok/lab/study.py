@@ -56,6 +56,8 @@ class StudyLaunch:
     """Arms at once, dealt out to all visible GPUs; 0: one a core, or four on each GPU."""
     retry: bool = False
     """Run again what failed before."""
+    arms: tuple[str, ...] = ()
+    """Names of those to run now, while others wait; all, if none is given."""
 
     def __post_init__(self):
         if self.at_once < 0:
@@ -69,17 +71,19 @@ def run_study(study: StudyConfig, launch: StudyLaunch, progress: Progress) -> li
     on when it is started again.
 
     Raises:
-        UserError: the folder holds something else; there are too few pictures; a process died.
+        UserError: the folder holds something else; there is no arm of a name; there are too few
+            pictures; a process died.
         SystemExit: the study was asked to stop; what was training has saved.
     """
     out, world = launch.out.resolve(), World.join(launch.device)
     _refuse_folder(study, out)
-    runs = runs_of(study)
+    runs = runs_of(study, launch.arms)
     waiting = [run for run in runs if _must_run(record_of(run, out), launch.retry)]
     progress.say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them recorded already")
     if waiting:
-        with progress.stage("pictures to score against", 1):
+        with progress.stage("pictures to score against", 1) as tick:
             inputs = _inputs(study, world, launch.device)
+            tick(1, "")
         summary = write_summary(study, out, world)
         if summary["earlier"]:
             progress.say(f"{len(summary['earlier'])} recorded runs are not of this study's arms")

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 from typing import TypeVar
 
-from cartok.core.config import config, nearest
+from cartok.core.config import config
 from cartok.core.errors import UserError
 from cartok.prior.train import PriorRun
 from cartok.recipes.yardstick import Yardstick
@@ -71,27 +71,19 @@ def names_of(priors: tuple[PriorRun, ...]) -> list[str]:
 
 
 def adapted(
-    study: StudyConfig, *, data: str = "", seeds: int | None = None, scale: float = 1.0,
-    arms: tuple[str, ...] = (),
-) -> StudyConfig:  # fmt: skip
+    study: StudyConfig, *, data: str = "", seeds: int | None = None, scale: float = 1.0
+) -> StudyConfig:
     """The same study on other pictures, with other seeds, with ``scale`` times the steps.
-
-    ``arms`` are names of some of its arms; none means all.
 
     All that a training counts in steps is scaled, so that each part of it keeps its share; how
     often it is logged, saved and evaluated stays.
 
     Raises:
-        UserError: a number is too small, or there is no arm of a name.
+        UserError: a number is too small.
     """
-    known = [arm.name for arm in study.arms]
-    for name in arms:
-        if name not in known:
-            raise UserError(f"{study.name} has no arm '{name}'; {nearest(name, known)}")
     if scale <= 0:
         raise UserError(f"scale multiplies steps, so it must be above 0, but is {scale:g}")
-    some = [arm for arm in study.arms if not arms or arm.name in arms]
-    made = (replace(arm, tokenizer=_adapted(arm.tokenizer, data, scale)) for arm in some)
+    made = (replace(arm, tokenizer=_adapted(arm.tokenizer, data, scale)) for arm in study.arms)
     priors = tuple(_in_steps(prior, scale) for prior in study.priors)
     seeds = study.seeds if seeds is None else seeds
     return replace(study, arms=tuple(made), priors=priors, seeds=seeds)

@@ -3,7 +3,8 @@
 A sample is a function of (seed, index) alone: its noise is one uniform number for each position,
 from a counter-based generator keyed by the two. Batch size, order and number of devices do not
 enter, but for rounding: a draw within a rounding error of the border of two codes may fall to
-either side.
+either side. In float32 that is rare; of a prior kept in bfloat16 most samples change with the
+batch.
 """
 
 from collections.abc import Callable, Generator, Hashable
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cartok.core.config import config, config_of, nearest
 from cartok.core.errors import UserError
@@ -72,10 +72,6 @@ class SamplingConfig:
             raise ValueError("top_k is 0 (all codes) or more, and top_p lies in (0, 1]")
         if self.batch < 1:
             raise ValueError("batch is at least 1")
-
-
-_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""Without cuDNN's, which plans anew for every number of positions seen."""
 
 
 class Sampler:
@@ -142,7 +138,7 @@ class Sampler:
         )
         scales = scales.to(labels.device)
         draw, key = partial(self._draw_batch, choice=choice), self._key_of(choice)
-        with torch.inference_mode(), _evaluating(self.prior), sdpa_kernel(_ATTENTION):
+        with torch.inference_mode(), _evaluating(self.prior), _without_cudnn():
             for start in range(0, len(labels), choice.batch):
                 some = labels[start : start + choice.batch]
                 noise = uniforms(seed, choice.first_index + start, len(some), num_positions)
@@ -238,6 +234,17 @@ def balanced_labels(num: int, num_classes: int) -> Labels:
 
 def _choice(seed: int, guidance: float, options: dict[str, Any]) -> SamplingConfig:
     return config_of(SamplingConfig, {"seed": seed, "guidance": guidance, **options})
+
+
+@contextmanager
+def _without_cudnn() -> Generator[None]:
+    """No attention by cuDNN, which plans anew for every number of positions seen."""
+    was_on = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(was_on)
 
 
 @contextmanager

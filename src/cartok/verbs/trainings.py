@@ -49,7 +49,7 @@ def study(arguments: list[str]) -> int:
         data: str = ""
         """Pictures; 'photos', if nothing is given."""
         arms: tuple[str, ...] = ()
-        """Names of some of its arms; all, if none is given."""
+        """Names of arms to run now, while others wait; all, if none is given."""
         seeds: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
         """Runs of every arm; the study's own number, if none is given."""
         scale: float = 1.0
@@ -69,13 +69,15 @@ def study(arguments: list[str]) -> int:
         data=chosen.data,
         seeds=chosen.seeds,
         scale=chosen.scale,
-        arms=chosen.arms,
     )
     out = chosen.out or Path("runs") / chosen.name
     if chosen.dry_run:
-        print(plan_of(config, out))
+        print(plan_of(config, out, chosen.arms))
         return 0
-    launch = StudyLaunch(out=out, device=chosen.device, at_once=chosen.at_once, retry=chosen.retry)
+    launch = StudyLaunch(
+        out=out, device=chosen.device, at_once=chosen.at_once, retry=chosen.retry,
+        arms=chosen.arms,
+    )  # fmt: skip
     means = run_study(config, launch, progress_bar())
     for table in tables_of(means):
         print(f"{table}\n")
