@@ -3,7 +3,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cartok.sampling.guidance import SCHEDULES, guided, tempered, top_k, top_p
+from cartok.sampling.guidance import (
+    SCHEDULES,
+    guided,
+    min_p,
+    scales_of,
+    tempered,
+    top_k,
+    top_p,
+)
 
 
 def test_scale_one_is_conditional_and_scale_zero_unconditional():
@@ -24,20 +32,41 @@ def test_guidance_sharpens_what_the_class_made_likelier():
     assert likely[0] < likely[2]
 
 
-@given(scale=st.floats(0, 10), num=st.integers(1, 64))
-def test_every_schedule_ends_at_the_full_scale(scale, num):
-    for schedule in SCHEDULES.values():
-        assert schedule(scale, num - 1, num) == pytest.approx(scale)
+@pytest.mark.parametrize("name", SCHEDULES)
+@given(scale=st.floats(0, 10), num=st.integers(1, 64), power=st.floats(0.1, 5))
+def test_every_schedule_rises_to_the_full_scale(name, scale, num, power):
+    found = scales_of(name, scale, num, power)
+    assert found[-1] == pytest.approx(scale)
+    assert found == sorted(found, reverse=scale < 1)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_leaves_scale_one_alone(name):
-    assert all(SCHEDULES[name](1.0, position, 5) == 1 for position in range(5))
+    assert scales_of(name, 1.0, 5) == [1.0] * 5
 
 
 def test_schedules_in_closed_form():
-    assert [SCHEDULES["constant"](3.0, p, 4) for p in range(4)] == [3, 3, 3, 3]
-    assert [SCHEDULES["linear"](3.0, p, 4) for p in range(4)] == [1.5, 2.0, 2.5, 3.0]
+    assert scales_of("constant", 3.0, 4) == [3, 3, 3, 3]
+    assert scales_of("linear", 3.0, 4) == [1.5, 2.0, 2.5, 3.0]
+    assert scales_of("linear", 3.0, 2, power=2.0) == [1.5, 3.0]
+    half = 1 - 0.5**0.5 / 2 - 0.5
+    assert scales_of("cosine", 3.0, 4) == pytest.approx([1 + 2 * half, 2, 3 - 2 * half, 3])
+
+
+def test_outside_its_interval_there_is_no_guidance():
+    assert scales_of("constant", 3.0, 4, interval=(0.25, 0.75)) == [1, 3, 3, 1]
+    assert scales_of("constant", 3.0, 4, interval=(0.0, 1.0)) == [3, 3, 3, 3]
+
+
+@given(p=st.floats(0, 1), seed=st.integers(0, 100))
+def test_min_p_bars_what_is_less_likely_than_a_share_of_the_likeliest(p, seed):
+    logits = torch.randn(3, 9, generator=torch.Generator().manual_seed(seed)).double()
+    chance = logits.softmax(-1)
+    kept = min_p(logits, p).isfinite()
+    ratio = chance / chance.amax(-1, keepdim=True)
+    assert kept[ratio > p * (1 + 1e-9)].all()
+    assert not kept[ratio < p * (1 - 1e-9)].any()
+    assert kept.any(-1).all()
 
 
 def test_temperature_divides_logits_and_zero_is_greedy():

@@ -118,10 +118,20 @@ def test_no_second_half_runs_without_guidance(monkeypatch):
     assert rows == [3] * 6 + [6] * 6
 
 
-def test_a_linear_schedule_differs_from_a_constant_one():
+@pytest.mark.parametrize(
+    "options",
+    [{"schedule": "linear"}, {"schedule": "cosine", "power": 2.0}, {"interval": (0.5, 1)}],
+)
+def test_when_guidance_comes_decides_what_is_drawn(options):
     sampler, labels = small_sampler(grid=(4, 4)), [0, 1, 2, 3]
     constant = sampler.sample_tokens(labels, 1, 4.0)
-    assert not torch.equal(sampler.sample_tokens(labels, 1, 4.0, schedule="linear"), constant)
+    assert not torch.equal(sampler.sample_tokens(labels, 1, 4.0, **options), constant)
+
+
+def test_before_its_interval_a_sample_is_that_without_guidance():
+    sampler, labels = small_sampler(grid=(4, 4)), [0, 1, 2, 3]
+    late = sampler.sample_tokens(labels, 1, 4.0, interval=(0.5, 1.0))
+    assert torch.equal(late[:, :8], sampler.sample_tokens(labels, 1)[:, :8])
 
 
 def test_greedy_sampling_does_not_depend_on_the_seed():
@@ -130,6 +140,7 @@ def test_greedy_sampling_does_not_depend_on_the_seed():
     assert torch.equal(first, sampler.sample_tokens([0, 1], 2, temperature=0.0))
     assert torch.equal(first, sampler.sample_tokens([0, 1], 3, top_k=1))
     assert torch.equal(first, sampler.sample_tokens([0, 1], 3, top_p=1e-9))
+    assert torch.equal(first, sampler.sample_tokens([0, 1], 4, min_p=1.0))
 
 
 def test_pictures_are_the_tokenizers_and_lie_on_its_grid():
@@ -220,6 +231,9 @@ def test_balanced_labels_favour_the_first_classes_by_one(num, num_classes):
         ({"schedule": "liner"}, "did you mean 'linear'"),
         ({"top_k": -1}, "top_k is 0"),
         ({"top_p": 0.0}, r"top_p lies in \(0, 1\]"),
+        ({"min_p": 1.5}, "min_p is a share"),
+        ({"power": 0.0}, "power is above 0"),
+        ({"interval": (0.5, 0.5)}, "the first below the second"),
         ({"temprature": 1.0}, "did you mean 'temperature'"),
         ({"batch": 0}, "batch is at least 1"),
         ({"seed": -1}, "seed and first_index"),

@@ -23,6 +23,11 @@ from cartok.sampling.sampler import Sampler, balanced_labels
 from cartok.tokenizer.model import Tokenizer
 
 _ON_GRID = 64
+_OPTIONS = (
+    "seed", "guidance", "schedule", "power", "interval", "temperature", "top_k", "top_p", "min_p",
+    "batch",
+)  # fmt: skip
+"""What is passed on to the sampler."""
 
 
 @config
@@ -37,11 +42,18 @@ class SampleConfig:
     guidance: float = 1.0
     """1: none; the paper searches 1.5 to 2.25."""
     schedule: str = "constant"
-    """Of the guidance over positions: constant or linear."""
+    """Of the guidance over positions: constant, linear or cosine."""
+    power: float = 1.0
+    """Of the share of tokens that a schedule sees; above 1, guidance comes late."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Shares of the tokens between which there is guidance."""
     temperature: float = 1.0
     top_k: int = 0
     """0: all codes."""
     top_p: float = 1.0
+    """Bars all but the fewest codes that together reach this probability."""
+    min_p: float = 0.0
+    """Bars codes less likely than this share of the likeliest."""
     batch: int = 64
     """Pictures at once; the pictures do not depend on it."""
 
@@ -95,17 +107,8 @@ def run_sample(
 
 
 def _drawn(sampler: Sampler, labels: Labels, config: SampleConfig, first_index: int) -> Image:
-    return sampler.sample(
-        labels,
-        config.seed,
-        config.guidance,
-        schedule=config.schedule,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        batch=config.batch,
-        first_index=first_index,
-    )
+    options = {field: getattr(config, field) for field in _OPTIONS}
+    return sampler.sample(labels, first_index=first_index, **options)
 
 
 def _refuse_used(out: Path, overwrite: bool) -> None:

@@ -21,7 +21,16 @@ from cartok.core.config import config, config_of, nearest
 from cartok.core.errors import UserError
 from cartok.core.shapes import Image, Labels, Tokens, TokenSequence
 from cartok.prior.model import Prior
-from cartok.sampling.guidance import SCHEDULES, Scores, guided, scales_of, tempered, top_k, top_p
+from cartok.sampling.guidance import (
+    SCHEDULES,
+    Scores,
+    guided,
+    min_p,
+    scales_of,
+    tempered,
+    top_k,
+    top_p,
+)
 from cartok.sampling.recorded import Drawn, Replays, ToDraw
 
 
@@ -47,11 +56,19 @@ class SamplingConfig:
     guidance: float = 1.0
     """1: none; the paper searches 1.5 to 2.25."""
     schedule: str = "constant"
+    """Of the guidance over positions: constant, linear or cosine."""
+    power: float = 1.0
+    """Of the share of tokens that a schedule sees; above 1, guidance comes late."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Shares of the tokens between which there is guidance."""
     temperature: float = 1.0
     """0: the likeliest code."""
     top_k: int = 0
     """0: all codes."""
     top_p: float = 1.0
+    """Bars all but the fewest codes that together reach this probability."""
+    min_p: float = 0.0
+    """Bars codes less likely than this share of the likeliest."""
     batch: int = 64
     """Pictures at once; twice as many rows run when guided."""
     first_index: int = 0
@@ -70,6 +87,17 @@ class SamplingConfig:
             )
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError("top_k is 0 (all codes) or more, and top_p lies in (0, 1]")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(
+                f"min_p is a share from 0 (no code barred) to 1, but is {self.min_p:g}"
+            )
+        if self.power <= 0:
+            raise ValueError(f"power is above 0, but is {self.power:g}")
+        if not 0 <= self.interval[0] < self.interval[1] <= 1:
+            raise ValueError(
+                f"interval is two shares of the tokens, the first below the second, from 0 to 1, "
+                f"but is {self.interval}"
+            )
         if self.batch < 1:
             raise ValueError("batch is at least 1")
 
@@ -134,9 +162,10 @@ class Sampler:
         num_positions = self.prior.config.num_tokens
         tokens = labels.new_empty(len(labels), num_positions)
         scales = torch.tensor(
-            scales_of(choice.schedule, guidance, num_positions), dtype=torch.float64
+            scales_of(choice.schedule, guidance, num_positions, choice.power, choice.interval),
+            dtype=torch.float64,
+            device=labels.device,
         )
-        scales = scales.to(labels.device)
         draw, key = partial(self._draw_batch, choice=choice), self._key_of(choice)
         with torch.inference_mode(), _evaluating(self.prior), _without_cudnn():
             for start in range(0, len(labels), choice.batch):
@@ -177,7 +206,7 @@ class Sampler:
         places = tuple(tensor.data_ptr() for tensor in tensors)
         kind = self.prior.rotary.device.type
         precision = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-        filters = (choice.temperature, choice.top_k, choice.top_p)
+        filters = (choice.temperature, choice.top_k, choice.min_p, choice.top_p)
         return (places, precision, choice.guidance != 1, *filters)
 
     def _draw_batch(self, batch: ToDraw, choice: SamplingConfig) -> Drawn:
@@ -193,7 +222,8 @@ class Sampler:
             if is_guided:
                 logits = guided(*logits.chunk(2), batch.scales[position])
             logits = top_k(tempered(logits, choice.temperature), choice.top_k)
-            drawn.append(codes_at(top_p(logits, choice.top_p), batch.noise[:, position]))
+            logits = top_p(min_p(logits, choice.min_p), choice.top_p)
+            drawn.append(codes_at(logits, batch.noise[:, position]))
             previous = drawn[-1].repeat(2) if is_guided else drawn[-1]
         return Drawn(torch.stack(drawn, dim=1), all_finite)
 
