@@ -26,6 +26,8 @@ class ToDraw:
     """Uniform numbers in [0, 1), float64."""
     scales: Float[Tensor, " position"]
     """Of guidance; float64."""
+    kept: TokenSequence
+    """Tokens that stay as they are; -1 where one is to be drawn."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Recording:
     """
 
     def __init__(self, draw: Draw, batch: ToDraw):
-        self._batch = ToDraw(batch.labels.clone(), batch.noise.clone(), batch.scales.clone())
+        self._batch = ToDraw(*(getattr(batch, field.name).clone() for field in fields(batch)))
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # the graph has a pool of its own
         self._graph = torch.cuda.CUDAGraph()
@@ -102,4 +104,4 @@ class Replays:
 def _padded(batch: ToDraw, rows: int) -> ToDraw:
     """More rows, the last one again: no sample depends on its neighbours."""
     at = torch.arange(rows, device=batch.labels.device).clamp(max=len(batch.labels) - 1)
-    return ToDraw(batch.labels[at], batch.noise[at], batch.scales)
+    return ToDraw(batch.labels[at], batch.noise[at], batch.scales, batch.kept[at])

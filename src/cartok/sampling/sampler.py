@@ -128,11 +128,12 @@ class Sampler:
         seed: int,
         guidance: float = 1.0,
         *,
+        kept: TokenSequence | None = None,
         progress: Callable[[int], None] | None = None,
         **options: Any,
     ) -> Image:
         """One picture for each label; ``sample_tokens``, decoded in the same batches."""
-        tokens = self.sample_tokens(labels, seed, guidance, progress=progress, **options)
+        tokens = self.sample_tokens(labels, seed, guidance, kept=kept, progress=progress, **options)
         grids = tokens.unflatten(1, self.prior.config.grid)
         batch = _choice(seed, guidance, options).batch
         with torch.inference_mode():
@@ -145,6 +146,7 @@ class Sampler:
         seed: int,
         guidance: float = 1.0,
         *,
+        kept: TokenSequence | None = None,
         progress: Callable[[int], None] | None = None,
         **options: Any,
     ) -> TokenSequence:
@@ -153,13 +155,19 @@ class Sampler:
         Label i is sample ``first_index + i``. The number of classes stands for "no class".
         ``progress`` is called after each batch with the number of samples finished.
 
+        ``kept`` holds, for each label, tokens that stay as they are, and -1 where one is drawn
+        (``sampling.editing`` makes it of a picture). A draw sees the tokens before it alone: what
+        is kept after it in raster order stays, but is not looked at.
+
         Raises:
             UserError: an option means no distribution, a label is out of range, an unconditional
-                prior should be guided, or the prior gives logits that are not finite.
+                prior should be guided, what is kept fits no picture of this prior, or the prior
+                gives logits that are not finite.
         """
         choice = _choice(seed, guidance, options)
         labels = self._checked(torch.as_tensor(labels, dtype=torch.long), choice)
         num_positions = self.prior.config.num_tokens
+        kept = self._checked_kept(kept, labels)
         tokens = labels.new_empty(len(labels), num_positions)
         scales = torch.tensor(
             scales_of(choice.schedule, guidance, num_positions, choice.power, choice.interval),
@@ -172,7 +180,8 @@ class Sampler:
                 some = labels[start : start + choice.batch]
                 noise = uniforms(seed, choice.first_index + start, len(some), num_positions)
                 stop = start + len(some)
-                drawn = self._replays(draw, ToDraw(some, noise.to(labels.device), scales), key)
+                noise = noise.to(labels.device)
+                drawn = self._replays(draw, ToDraw(some, noise, scales, kept[start:stop]), key)
                 if not drawn.all_finite:
                     raise UserError(
                         "the prior gives logits that are not finite, so nothing can be drawn; its "
@@ -200,6 +209,23 @@ class Sampler:
             )
         return labels.to(self.prior.rotary.device)
 
+    def _checked_kept(self, kept: TokenSequence | None, labels: Labels) -> TokenSequence:
+        shape = (len(labels), self.prior.config.num_tokens)
+        if kept is None:
+            return labels.new_full(shape, -1)
+        codes = self.prior.config.codebook_size
+        if kept.shape != shape:
+            raise UserError(
+                f"kept has a row for each of {shape[0]} labels, of {shape[1]} tokens in raster "
+                f"order, but its shape is {tuple(kept.shape)}"
+            )
+        if kept.min() < -1 or kept.max() >= codes:
+            raise UserError(
+                f"kept holds tokens from 0 to {codes - 1}, and -1 where one is drawn, but goes "
+                f"from {int(kept.min())} to {int(kept.max())}"
+            )
+        return kept.to(labels)
+
     def _key_of(self, choice: SamplingConfig) -> Hashable:
         """What decides a batch's kernels: where weights lie, in which precision, what filters."""
         tensors = (*self.prior.parameters(), *self.prior.buffers())
@@ -223,7 +249,8 @@ class Sampler:
                 logits = guided(*logits.chunk(2), batch.scales[position])
             logits = top_k(tempered(logits, choice.temperature), choice.top_k)
             logits = top_p(min_p(logits, choice.min_p), choice.top_p)
-            drawn.append(codes_at(logits, batch.noise[:, position]))
+            code, stays = codes_at(logits, batch.noise[:, position]), batch.kept[:, position]
+            drawn.append(torch.where(stays >= 0, stays, code))
             previous = drawn[-1].repeat(2) if is_guided else drawn[-1]
         return Drawn(torch.stack(drawn, dim=1), all_finite)
 
