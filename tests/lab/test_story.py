@@ -117,6 +117,10 @@ def test_the_config_of_a_run_repeats_it_exactly(story, tmp_path):
           "--labels", "purple"], "a label is a class"),
         (["sample", "--prior", "{story}/tokenizer", "--tokenizer", "{story}/tokenizer"],
          "should hold a prior"),
+        (["sample", "--prior", "{story}/prior", "--tokenizer", "{story}/tokenizer",
+          "--from", "{story}/nowhere.png"], "cannot be read as a picture"),
+        (["sample", "--prior", "{story}/prior", "--tokenizer", "{story}/tokenizer",
+          "--from", "{story}/record.json", "--keep", "topp"], "did you mean 'top'"),
         (["resume", "{story}/tokens"], "config"),
         (["report", "{story}/tokens"], "record.json"),
         (["score", "{story}/samples/pictures", "{story}/samples/pictures"], "512 pictures"),
@@ -164,6 +168,25 @@ def test_overwritten_samples_leave_none_of_the_old_ones(story, tmp_path):
                      *extra])  # fmt: skip
         assert code == 0
         assert len(list((out / "pictures").glob("*/*.png"))) == int(num)
+
+
+def test_a_part_of_a_picture_stays_in_all_samples(story, tmp_path):
+    picture = next((story / "samples/pictures").rglob("*.png"))
+
+    def edited(name, share):
+        out = tmp_path / name
+        code = main(["sample", "--prior", str(story / "prior"), "--device", "cpu", "--num", "5",
+                     "--tokenizer", str(story / "tokenizer"), "--batch", "2", "--out", str(out),
+                     "--from", str(picture), "--keep-share", share])  # fmt: skip
+        assert code == 0
+        files = sorted((out / "pictures").glob("*/*.png"), key=lambda path: path.name)
+        return torch.stack([torch.from_numpy(np.array(Image.open(path))) for path in files]).int()
+
+    whole, half = edited("whole", "1"), edited("half", "0.5")
+    assert (whole == whole[0]).all()
+    assert len({tuple(row.flatten().tolist()) for row in half}) > 1
+    assert json.loads((tmp_path / "half/samples.json").read_text())["edit"]["keep"] == "top"
+    assert (tmp_path / "half/kept.png").exists()
 
 
 def test_a_recipe_that_names_no_pictures_asks_for_them(tmp_path, capsys):

@@ -1,24 +1,29 @@
 """Pictures out of a prior, into a folder; pictures out of folders, into scores."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Integer
 from PIL import Image as Picture
+from torch import Tensor
 
 from cartok.core.config import config, dict_of
 from cartok.core.errors import UserError
 from cartok.core.files import staged, write_json
 from cartok.core.parallel import World
 from cartok.core.progress import Progress
-from cartok.core.shapes import Image, Labels, Pixels, pixels_of
+from cartok.core.shapes import Image, Labels, Pixels, TokenSequence, image_of_pixels, pixels_of
 from cartok.data.batches import all_images
 from cartok.data.images import open_pictures
 from cartok.data.pictures import Pictures
-from cartok.data.views import View
+from cartok.data.stores import reason_of, rgb_of
+from cartok.data.views import View, center_view
 from cartok.lab.evaluations import grid_of_pictures, save_png
 from cartok.metrics.score import Score
 from cartok.metrics.suite import Featurised, featurise, score_pictures
 from cartok.prior.model import Prior
+from cartok.sampling.editing import kept_of, region
 from cartok.sampling.sampler import Sampler, balanced_labels
 from cartok.tokenizer.model import Tokenizer
 
@@ -62,6 +67,19 @@ class SampleConfig:
             raise ValueError(f"num and batch must be at least 1: {self.num}, {self.batch}")
 
 
+@config
+class EditConfig:
+    """A picture of which a part stays; its central square is seen."""
+
+    picture: str
+    """A file."""
+    keep: str = "top"
+    """What stays: top, bottom, left, right, centre or border. Only what lies above a token, or to
+    its left in the same row, is seen when it is drawn: top is what a prior completes best."""
+    keep_share: float = 0.5
+    """Of the way across the picture."""
+
+
 def run_sample(
     prior_source: str,
     tokenizer_source: str,
@@ -70,28 +88,32 @@ def run_sample(
     device: str,
     progress: Progress,
     *,
+    edit: EditConfig | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Writes ``pictures/CLASS/NUMBER.png``, ``grid.png`` and, last, ``samples.json``.
 
     Returns the grid's path. Pictures are drawn and written a batch at a time, so that any number
-    fits in memory.
+    fits in memory. With ``edit`` a part of one picture stays in all of them, and ``kept.png`` shows
+    the picture, its reconstruction, and what of it stays.
 
     Raises:
-        UserError: the prior belongs to another tokenizer, a label is unknown, or the folder holds
-            files that are no samples.
+        UserError: the prior belongs to another tokenizer, a label is unknown, the picture cannot be
+            read, or the folder holds files that are no samples.
     """
     world = World.join(device)
     _refuse_used(out, overwrite)
     tokenizer = Tokenizer.from_pretrained(tokenizer_source).to(world.device)
     prior = Prior.from_pretrained(prior_source).to(world.device)
     sampler, labels = Sampler(prior, tokenizer), _labels(config, prior)
+    kept = None if edit is None else _kept(edit, tokenizer, prior)
     names = [prior.classes[label] if prior.classes else "all" for label in labels.tolist()]
     shown: list[Pixels] = []
     with staged(out / "pictures") as folder, progress.stage("samples", config.num) as tick:
         for start in range(0, config.num, config.batch):
             some = labels[start : start + config.batch].to(world.device)
-            pixels = pixels_of(_drawn(sampler, some, config, start)).cpu()
+            stays = None if kept is None else kept.tokens.expand(len(some), -1)
+            pixels = pixels_of(_drawn(sampler, some, config, start, stays)).cpu()
             for index, item in enumerate(pixels, start):
                 path = folder / names[index].replace("/", "-") / f"{index:06d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,15 +122,52 @@ def run_sample(
             tick(start + len(pixels), "")
     grid = out / "grid.png"
     save_png(grid_of_pictures(torch.cat(shown)[:_ON_GRID], columns=8, zoom=2), grid)
+    if kept is not None:
+        save_png(grid_of_pictures(kept.shown, columns=3, zoom=2), out / "kept.png")
+    edited = {} if edit is None else {"edit": dict_of(edit)}
     write_json(out / "samples.json", {
         "prior": str(prior_source), "tokenizer_digest": tokenizer.digest, **dict_of(config),
+        **edited,
     })  # fmt: skip
     return grid
 
 
-def _drawn(sampler: Sampler, labels: Labels, config: SampleConfig, first_index: int) -> Image:
+def _drawn(
+    sampler: Sampler, labels: Labels, config: SampleConfig, first_index: int,
+    kept: TokenSequence | None,
+) -> Image:  # fmt: skip
     options = {field: getattr(config, field) for field in _OPTIONS}
-    return sampler.sample(labels, first_index=first_index, **options)
+    return sampler.sample(labels, first_index=first_index, kept=kept, **options)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    tokens: Integer[Tensor, "1 position"]
+    shown: Pixels
+    """The picture, its reconstruction, and that with grey where tokens are drawn."""
+
+
+def _kept(edit: EditConfig, tokenizer: Tokenizer, prior: Prior) -> _Kept:
+    rows, cols = prior.config.grid
+    size = rows * tokenizer.factor
+    if tokenizer.grid_of(size, size) != (rows, cols):
+        raise UserError(
+            f"a picture is edited as a square, but this prior draws {rows} rows of {cols} tokens"
+        )
+    mask = region(edit.keep, edit.keep_share, rows, cols)
+    try:
+        with Picture.open(edit.picture) as file:
+            square = center_view(rgb_of(file), View(size=size))
+    except (OSError, ValueError, SyntaxError) as error:
+        reason = reason_of(error)
+        raise UserError(f"{edit.picture} cannot be read as a picture: {reason}") from None
+    device = next(tokenizer.parameters()).device
+    image = image_of_pixels(square[None].to(device))
+    tokens = tokenizer.tokens_of(image)
+    made = tokenizer.image_of(tokens)
+    is_kept = mask.to(device).repeat_interleave(size // rows, 0).repeat_interleave(size // cols, 1)
+    shown = torch.cat([image, made, made * is_kept])
+    return _Kept(kept_of(tokens, mask), pixels_of(shown).cpu())
 
 
 def _refuse_used(out: Path, overwrite: bool) -> None:

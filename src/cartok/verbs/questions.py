@@ -53,7 +53,7 @@ def recipes(arguments: list[str]) -> None:
 
 def sample(arguments: list[str]) -> None:
     """Draws pictures."""
-    from cartok.lab.pictures import SampleConfig, run_sample
+    from cartok.lab.pictures import EditConfig, SampleConfig, run_sample
 
     @dataclass(frozen=True)
     class Sample:
@@ -65,6 +65,13 @@ def sample(arguments: list[str]) -> None:
         """The one whose tokens the prior was trained on."""
         out: Path
         """A new or empty folder."""
+        picture: Annotated[str, tyro.conf.arg(name="from", metavar="FILE")] = ""
+        """A picture of which a part stays while the rest is drawn."""
+        keep: str = "top"
+        """What stays of it: top, bottom, left, right, centre or border. Only what lies above a
+        token, or to its left in the same row, is seen when it is drawn."""
+        keep_share: float = 0.5
+        """How far across the picture that reaches."""
         config: Annotated[SampleConfig, Flat] = field(default_factory=SampleConfig)
         device: str = "auto"
         """auto, cpu, cuda, cuda:N or mps."""
@@ -72,9 +79,12 @@ def sample(arguments: list[str]) -> None:
         """Replace samples that are there."""
 
     chosen = parse(Sample, arguments, "sample")
+    edit = None
+    if chosen.picture:
+        edit = EditConfig(picture=chosen.picture, keep=chosen.keep, keep_share=chosen.keep_share)
     page = run_sample(
         chosen.prior, chosen.tokenizer, chosen.config, chosen.out, chosen.device, progress_bar(),
-        overwrite=chosen.overwrite,
+        edit=edit, overwrite=chosen.overwrite,
     )  # fmt: skip
     print(page)
 
