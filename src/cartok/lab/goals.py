@@ -37,6 +37,18 @@ GOALS = {
 }
 """By the names of the numbers of ``bench tokenizer``, in their units."""
 
+PEER_TOKEN = {
+    ("111m", 64): 1.46, ("111m", 128): 1.84, ("343m", 64): 2.82, ("343m", 128): 4.17,
+    ("775m", 64): 4.69, ("775m", 1): 2.34,
+}  # fmt: skip
+"""Milliseconds a token of LlamaGen's sampler, compiled, by size and pictures at once."""
+
+GAPS = {("775m", 1): 1.5, ("775m", 64): 1.6}
+"""How far from the floor our sampler may be."""
+
+WARM_UP = 10.0
+"""Seconds before it is at its speed; the peer's compiler takes 50 to 76."""
+
 LEAST_BATCH = 64
 """The targets of a training step hold from this batch on."""
 
@@ -93,3 +105,14 @@ def goals_at(batch: int, ranks: int = 1) -> dict[str, Goal]:
         for name, goal in GOALS.items()
         if name.startswith("training.")
     }
+
+
+def sampler_goals(recipe: str, images: int) -> dict[str, Goal]:
+    """The goals of ``bench sampler`` for a size of prior and pictures drawn at once."""
+    case = (recipe, images)
+    goals = {"warm_up": Goal(target=WARM_UP, better="lower")}
+    if case in PEER_TOKEN:
+        goals["token"] = Goal(peer=PEER_TOKEN[case], better="lower")
+    if case in GAPS:
+        goals["gap"] = Goal(target=GAPS[case], better="lower")
+    return goals

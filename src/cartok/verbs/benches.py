@@ -1,8 +1,9 @@
 """The verb that measures speed: its first word says of what."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -10,10 +11,13 @@ from cartok.core.config import nearest
 from cartok.core.errors import UserError
 from cartok.verbs.arguments import Flat, parse
 
+if TYPE_CHECKING:
+    from cartok.core.parallel import World
+
 
 def bench(arguments: list[str]) -> None:
     """Measures a subject."""
-    subjects = {"tokenizer": _tokenizer}
+    subjects = {"tokenizer": _tokenizer, "sampler": _sampler}
     if arguments and arguments[0] in ("-h", "--help"):
         arguments = ["tokenizer", *arguments]
     if not arguments or arguments[0] not in subjects:
@@ -46,13 +50,45 @@ def _tokenizer(arguments: list[str]) -> None:
         refuse_unwritable(path)
     world = World.join(chosen.device)
 
-    def say(line: str) -> None:
-        if world.is_main:
-            print(line, flush=True)
-
     try:
-        found = bench_tokenizer(chosen.config, world, say, chosen.profile)
+        found = bench_tokenizer(chosen.config, world, _say(world), chosen.profile)
         if chosen.json is not None and world.is_main:
             write_json(chosen.json, found)
     finally:
         world.leave()
+
+
+def _sampler(arguments: list[str]) -> None:
+    from cartok.core.files import refuse_unwritable, write_json
+    from cartok.core.parallel import World
+    from cartok.lab.bench_sampler import SamplerBench, bench_sampler, usual_sampler_bench
+
+    @dataclass(frozen=True)
+    class BenchSampler:
+        """How fast a prior draws pictures here, beside the least that memory allows."""
+
+        config: Annotated[SamplerBench, Flat] = field(default_factory=SamplerBench)
+        device: str = "auto"
+        """auto, cpu, cuda, cuda:N or mps."""
+        json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+        """Also write every number, and what made it, to this file."""
+
+    default = BenchSampler(usual_sampler_bench(tiny="--tiny" in arguments))
+    chosen = parse(BenchSampler, arguments, "bench sampler", default)
+    if chosen.json is not None:
+        refuse_unwritable(chosen.json)
+    world = World.join(chosen.device)
+    try:
+        found = bench_sampler(chosen.config, world, _say(world))
+        if chosen.json is not None:
+            write_json(chosen.json, found)
+    finally:
+        world.leave()
+
+
+def _say(world: "World") -> Callable[[str], None]:
+    def say(line: str) -> None:
+        if world.is_main:
+            print(line, flush=True)
+
+    return say
