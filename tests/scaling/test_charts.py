@@ -6,6 +6,7 @@ import pytest
 from cartok.scaling.charts import (
     DASHES,
     TONES,
+    Dot,
     Mark,
     Pair,
     Series,
@@ -13,6 +14,7 @@ from cartok.scaling.charts import (
     interval_chart,
     line_chart,
     pair_chart,
+    plane_chart,
     position_chart,
 )
 
@@ -85,3 +87,16 @@ def test_a_single_value_and_a_flat_curve_are_drawn():
     assert line_chart([Series("a", [[5, 1.0]], 0)], "x")
     assert line_chart([Series("a", [[1, 0.0], [2, 0.0]], 0)], "x")
     assert heat_map([[0.0]], (0.0, 1.0), "x")
+
+
+def test_names_of_dots_that_lie_close_do_not_lie_on_each_other():
+    lines = [[Dot(f"arm-{i}", 1.0 + 0.1 * (i % 4), 2.0 + 0.1 * (i // 4), i)] for i in range(12)]
+    lines += [[Dot("far", 3.0, 4.0, 0)]]
+    text = plane_chart(lines, [], "x", "y", "label")
+    found = re.findall(r'x="([-\d.]+)" y="([-\d.]+)"[^>]*>(arm-\d+|far)<', text)
+    assert len(found) == 13
+    boxes = [(float(x), float(y), 0.5 * 7 * len(name)) for x, y, name in found]
+    for place, (x, y, width) in enumerate(boxes):
+        for other_x, other_y, other_width in boxes[:place]:
+            apart_across = x >= other_x + other_width or other_x >= x + width
+            assert apart_across or abs(y - other_y) >= 5

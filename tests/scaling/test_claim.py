@@ -56,6 +56,15 @@ def test_a_gain_is_the_mean_of_differences_within_seeds_with_students_interval()
     assert found.text == "−2 [−4.484, 0.4841]; −2, −1, −3"
 
 
+def test_a_seed_that_waits_is_told_from_one_that_has_no_number():
+    study = study_of(BASE | {"causal": (512, 4.0, [(2.0, 18.0), None, None])})
+    for run in study["runs"]:
+        if run["arm"] == "causal" and run["seed"] == 2:
+            run["status"] = "waiting"
+    (found,) = [c for c in claims_of(study) if (c.key, c.at) == ("gfd", "at equal codes")]
+    assert found.missing == {1: "causal has no number", 2: "causal has not been run"}
+
+
 def test_at_equal_rfd_the_baseline_is_read_off_its_curve_seed_by_seed():
     arms = BASE | {"causal": (512, 4.0, [(HALFWAY, 17.0), (HALFWAY, 18.5), (HALFWAY, 15.4)])}
     found = claim(arms, "causal", "gfd", "at equal rFD")

@@ -124,6 +124,30 @@ def test_the_page_names_every_machine_that_had_a_part(tmp_path):
     assert "<dd>abc</dd>" in page
 
 
+def test_the_page_says_of_what_pictures_and_priors_its_numbers_are(tmp_path):
+    study = study_of(ARMS)
+    study["config"]["arms"][0]["tokenizer"] |= {
+        "data": "/home/me/cifar10", "view": {"size": 32}, "loop": {"steps": 10_000}
+    }  # fmt: skip
+    study["config"]["priors"] = [
+        {"transformer": {"depth": depth, "width": width}, "loop": {"steps": 6000}}
+        for depth, width in ((6, 256), (8, 384))
+    ]
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    page = write_report(tmp_path).read_text()
+    assert "<dd>cifar10, 32 pixels</dd>" in page
+    assert "6x256, 6,000 steps; 8x384, 6,000 steps" in page
+    assert "gFD is the mean over priors 6x256, 8x384" in page
+    assert "/home/me" not in page
+
+
+def test_no_arm_has_the_colour_of_the_first_ones_curve():
+    arms = {f"arm-{place}": (512, float(place), [(3.0, 20.0, 1500.0)]) for place in range(20)}
+    first, *others = rows_of_study(study_of(arms))
+    assert first.tone == 0
+    assert 0 not in {row.tone for row in others}
+
+
 def test_the_page_of_a_study_stands_alone(tmp_path):
     (tmp_path / "study.json").write_text(json.dumps(study_of(ARMS)))
     page = write_report(tmp_path).read_text()

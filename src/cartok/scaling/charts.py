@@ -35,6 +35,15 @@ lines can be told apart."""
 DIVERGING = ("#0072B2", "#9CC9E3", "#EDEDED", "#F0B48A", "#D55E00")
 """Below 0, 0, above 0; Okabe and Ito's blue and vermillion."""
 
+Box = tuple[float, float, float, float]
+"""Left, low, right, high."""
+
+_NAMES = 7
+"""Points; the size of the names of dots."""
+
+_FAR = (1.0, 2.2, 3.6)
+"""How far above or below its dot a name may go, by the nearest."""
+
 LOG_FROM = 30.0
 """The ratio of largest to smallest value from which a falling curve's axis is logarithmic."""
 
@@ -83,7 +92,7 @@ def plane_chart(
     lines: Sequence[Sequence[Dot]], alone: Sequence[Dot], x: str, y: str, label: str
 ) -> str:
     """Named dots, joined where they belong together; small ones for what they are the means of."""
-    figure, axes = _axes(5.4, 3.4)
+    figure, axes = _axes(5.4, 3.4 if len(lines) < 8 else 4.6)
     for dot in alone:
         style: dict[str, Any] = {"color": TONES[dot.tone % len(TONES)], "markersize": 3}
         axes.plot([dot.x], [dot.y], marker="o", linestyle="", markerfacecolor="none", **style)
@@ -91,17 +100,44 @@ def plane_chart(
         axes.plot(
             [dot.x for dot in line], [dot.y for dot in line], marker="o", **_style(line[0].tone)
         )
-        for dot in line:
-            axes.annotate(
-                dot.name, (dot.x, dot.y), xytext=(5, 4), textcoords="offset points",
-                fontsize=7, color=INK,
-            )  # fmt: skip
     axes.margins(0.14)
+    _name(axes, [dot for line in lines for dot in line])
     for axis, name in ((axes.xaxis, x), (axes.yaxis, y)):
         axis.set_label_text(name, color=INK)
         axis.set_major_locator(MaxNLocator(6))
         axis.set_major_formatter(_PLAIN)
     return _svg(figure, label)
+
+
+def _name(axes: Axes, dots: Sequence[Dot]) -> None:
+    """Writes each dot's name where it covers least of other dots and names, as near as can be.
+
+    In points; a letter is taken to be as wide as most are. A name that had to go far is led to.
+    """
+    axes.autoscale_view()
+    places = axes.transData.transform([(dot.x, dot.y) for dot in dots]) * 72 / axes.figure.dpi
+    taken: list[Box] = [(x - 3, y - 3, x + 3, y + 3) for x, y in places.tolist()]
+    for dot, (x, y) in zip(dots, places.tolist(), strict=True):
+        width = 0.55 * _NAMES * len(dot.name)
+        beside = [(side, up) for side in (5.0, -5.0 - width) for up in (4.0, -9.0)]
+        above = [(-width / 2, 6.0), (-width / 2, -12.0)]
+        spots = [(side, up * far) for far in _FAR for side, up in (*beside, *above)]
+        boxes = [(x + a, y + b, x + a + width, y + b + _NAMES) for a, b in spots]
+        covers = [sum(_overlap(box, other) for other in taken) for box in boxes]
+        best = min(range(len(spots)), key=lambda place: (covers[place], place))
+        led = {"arrowstyle": "-", "color": RULE, "linewidth": 0.6}
+        axes.annotate(
+            dot.name, (dot.x, dot.y), xytext=spots[best], textcoords="offset points",
+            fontsize=_NAMES, color=INK,
+            arrowprops=led if best >= len(spots) // len(_FAR) else None,
+        )  # fmt: skip
+        taken.append(boxes[best])
+
+
+def _overlap(one: Box, other: Box) -> float:
+    across = min(one[2], other[2]) - max(one[0], other[0])
+    up = min(one[3], other[3]) - max(one[1], other[1])
+    return max(across, 0.0) * max(up, 0.0)
 
 
 def line_chart(series: Sequence[Series], label: str) -> str:

@@ -167,8 +167,14 @@ def _within_seeds(
         if seed in mine and seed in others:
             differences[seed] = mine[seed] - others[seed]
         else:
-            missing[seed] = f"{other if seed in mine else arm} has no number"
+            missing[seed] = _why_missing(study, other if seed in mine else arm, seed)
     return differences, missing
+
+
+def _why_missing(study: dict[str, Any], arm: str, seed: int) -> str:
+    states = {(run["arm"], run["seed"]): run.get("status") for run in study["runs"]}
+    waits = states.get((arm, seed)) == "waiting"
+    return f"{arm} has not been run" if waits else f"{arm} has no number"
 
 
 def _at_equal_rfd(study: dict[str, Any], arm: str, twin: str, key: str, curve: list[str]) -> Claim:
@@ -184,7 +190,7 @@ def _at_equal_rfd(study: dict[str, Any], arm: str, twin: str, key: str, curve: l
         rfd, value = rfds[arm].get(seed), values[arm].get(seed)
         expected = None if rfd is None else at_rfd(points, rfd)
         if rfd is None or value is None:
-            missing[seed] = f"{arm} has no number"
+            missing[seed] = _why_missing(study, arm, seed)
         elif len(points) < 2:
             missing[seed] = "the baseline has no curve"
         elif expected is None:

@@ -23,6 +23,7 @@ from cartok.scaling.study import (
     COLUMNS,
     check_study,
     learning_figures,
+    priors_of,
     rows_of_study,
     study_figures,
 )
@@ -124,9 +125,23 @@ def _study_page(path: Path) -> str:
         claims=claims_tables(claims_of(study) + pairs_of(study)),
         figures=study_figures(study),
         learning=learning_figures(study),
-        about=study["provenance"] | _made_on(study["runs"]),
+        about=_trained_on(study) | study["provenance"] | _made_on(study["runs"]),
         yardstick=study["config"].get("yardstick", {}),
     )  # fmt: skip
+
+
+def _trained_on(study: dict[str, Any]) -> dict[str, str]:
+    """Pictures and trainings in words."""
+    arms, priors = study["config"].get("arms", ()), study["config"].get("priors", ())
+    if not arms or not priors:
+        return {}
+    run, steps = arms[0]["tokenizer"], [prior["loop"]["steps"] for prior in priors]
+    named = zip(priors_of(study), steps, strict=True)
+    return {
+        "pictures": f"{Path(run['data']).name}, {run['view']['size']} pixels",
+        "tokenizer": f"{run['loop']['steps']:,} steps (first arm)",
+        "priors": "; ".join(f"{name}, {number:,} steps" for name, number in named),
+    }
 
 
 def _made_on(runs: list[dict[str, Any]]) -> dict[str, list[str]]:

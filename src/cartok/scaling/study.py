@@ -13,7 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from cartok.core.errors import UserError
-from cartok.scaling.charts import Dot, Series, line_chart, plane_chart
+from cartok.scaling.charts import TONES, Dot, Series, line_chart, plane_chart
 from cartok.scaling.figures import Figure
 from cartok.scaling.numbers import Cell, Number, shown
 
@@ -129,8 +129,23 @@ def check_study(study: Any, path: str) -> dict[str, Any]:
     return study
 
 
+def priors_of(study: dict[str, Any]) -> list[str]:
+    """What tells a study's priors apart: depth and width."""
+    shapes = [prior["transformer"] for prior in study["config"].get("priors", ())]
+    return [f"{shape['depth']}x{shape['width']}" for shape in shapes]
+
+
+def _toned(study: dict[str, Any]) -> list[tuple[int, list[str]]]:
+    """Families with their tones: the first one's, which is the baseline's, comes once."""
+    others = len(TONES) - 1
+    return [
+        (1 + (place - 1) % others if place else 0, family)
+        for place, family in enumerate(families_of(study))
+    ]
+
+
 def _tones(study: dict[str, Any]) -> dict[str, int]:
-    return {name: tone for tone, family in enumerate(families_of(study)) for name in family}
+    return {name: tone for tone, family in _toned(study) for name in family}
 
 
 def _plane(study: dict[str, Any], key: str) -> Figure | None:
@@ -145,17 +160,19 @@ def _plane(study: dict[str, Any], key: str) -> Figure | None:
     far = _far_from_all({name: _middle(points) for name, points in found.items()})
     found = {name: points for name, points in found.items() if name not in far}
     lines = []
-    for tone, family in enumerate(families_of(study)):
+    for tone, family in _toned(study):
         here = [name for name in family if name in found]
         lines.append([Dot(name, *_middle(found[name]), tone) for name in here])
     alone = [
         Dot("", x, y, tone)
-        for tone, family in enumerate(families_of(study))
+        for tone, family in _toned(study)
         for name in family
         for x, y in found.get(name, ())
         if len(found[name]) > 1
     ]
     title, axis, note = PLANES[key]
+    if len(priors := priors_of(study)) > 1:
+        note = f"{note}; {axis} is the mean over priors {', '.join(priors)}"
     if far:
         places = (f"{name} at ({shown(x)}, {shown(y)})" for name, (x, y) in far.items())
         note = f"{note}; beyond the plane: {', '.join(places)}"
