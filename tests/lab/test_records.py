@@ -10,7 +10,7 @@ import pytest
 
 from cartok.core.errors import UserError
 from cartok.core.files import write_json
-from cartok.lab.records import new_record, runs_of, write_summary
+from cartok.lab.records import new_record, runs_of, why_none_counts, write_summary
 from cartok.recipes.arms import adapted
 from cartok.recipes.prior import toy
 
@@ -125,6 +125,22 @@ def test_arms_that_are_not_named_wait_and_records_of_them_stay(tmp_path, trainin
     assert found["earlier"] == []
     with pytest.raises(UserError, match=r"has no arm 'lambda-3'; did you mean 'lambda-"):
         go(small_study(0, 1), tmp_path, arms=("lambda-3",))
+
+
+def test_where_no_record_counts_it_is_said_in_what_they_differ(tmp_path):
+    study = small_study(0)
+    here = adapted(study, data="here/cifar10")
+    (run,) = runs_of(here)
+    scores = {"gfd": score(1.0)}
+    write_json(run.folder(tmp_path) / "arm.json", new_record(run, "finished", scores=scores))
+    write_summary(here, tmp_path)
+    assert why_none_counts(adapted(study, data="there/cifar10", seeds=2), tmp_path) == ""
+    apart = why_none_counts(adapted(study, data="tiny"), tmp_path)
+    assert "none of the 1 finished runs" in apart
+    assert apart.endswith("data was 'cifar10' there and is 'tiny' now")
+    halved = adapted(study, data="cifar10", scale=0.5)
+    assert "tokenizer.model.quantizer.revive_after was 5 there" in why_none_counts(halved, tmp_path)
+    assert why_none_counts(study, tmp_path / "new") == ""
 
 
 def test_where_the_pictures_lie_makes_no_other_run():

@@ -188,6 +188,13 @@ def test_the_exit_code_is_1_if_nothing_has_finished(name, code, verb, trainings,
     assert len(trainings) == 2
 
 
+def test_a_dry_run_refuses_what_a_run_would(verb, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "letter.txt").write_text("to a friend")
+    assert verb("small", "--dry-run") == 2
+    assert "holds files but no study" in capsys.readouterr().err
+
+
 def test_without_a_number_of_seeds_a_study_has_its_own(verb, trainings):
     assert verb("seeded") == 0
     assert trainings == ["lambda-0-s0", "lambda-0-s1"]
@@ -205,7 +212,8 @@ def test_a_dry_run_trains_and_writes_nothing(verb, tmp_path, trainings, capsys):
     [
         (["smal"], "did you mean 'small'?"),
         (["small", "--scale", "0"], "above 0, but is 0"),
-        (["small", "--seeds", "0"], "seeds must be at least 1"),
+        (["small", "--seeds", "0"], "seeds are 1 or more, but are 0"),
+        (["small", "--arms", "lambda-2"], "has no arm 'lambda-2'; did you mean 'lambda-"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, said, verb, trainings, capsys):

@@ -221,7 +221,7 @@ def _refusal(run: Run, resume: bool, overwrite: bool) -> str:
     if not isinstance(stored, dict) or stored.get("kind") != run.kind or "digest" not in stored:
         return f"{folder} holds something else, not a {run.kind}'s run; name another folder"
     if resume and not overwrite and stored.get("digest") != digest_of(run.config):
-        changed = _first_difference(stored.get("config", {}), dict_of(run.config))
+        changed = first_difference(stored.get("config", {}), dict_of(run.config))
         return (
             f"--resume goes on with an equal config, but {changed}; "
             "give --overwrite to start again, or another --out"
@@ -229,11 +229,12 @@ def _refusal(run: Run, resume: bool, overwrite: bool) -> str:
     return ""
 
 
-def _first_difference(old: Any, new: Any, where: str = "") -> str:
+def first_difference(old: Any, new: Any, where: str = "") -> str:
+    """Where two plain configs part, in words."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in {**old, **new}:
             if old.get(key) != new.get(key):
-                return _first_difference(old.get(key), new.get(key), f"{where}.{key}".strip("."))
+                return first_difference(old.get(key), new.get(key), f"{where}.{key}".strip("."))
     return f"{where} was {old!r} there and is {new!r} now"
 
 

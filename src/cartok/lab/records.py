@@ -8,7 +8,7 @@ from cartok.core.config import ConfigError, config_of, dict_of, digest_of, neare
 from cartok.core.errors import UserError
 from cartok.core.files import read_json, write_json
 from cartok.core.parallel import World
-from cartok.core.run import provenance
+from cartok.core.run import first_difference, provenance
 from cartok.lab.means import ArmMeans, arm_means, scored_unlike, warnings_of
 from cartok.prior.train import PriorRun
 from cartok.recipes.arms import StudyConfig
@@ -100,8 +100,30 @@ def write_summary(study: StudyConfig, out: Path, world: World | None = None) -> 
         "earlier": [record for digest, record in others.items() if digest not in asked],
         "warnings": [*warnings_of(means, twins_of(study)), *scored_unlike(records)],
     }
-    write_json(out / FILE, summary)
+    if _read(out) != summary:  # a look at finished runs leaves the file as it is
+        write_json(out / FILE, summary)
     return summary
+
+
+def why_none_counts(study: StudyConfig, out: Path) -> str:
+    """In what a folder's runs differ from those asked for, where no finished one counts; or ''."""
+    recorded = {record["digest"] for record in _records(out) if record["status"] == "finished"}
+    if not recorded or recorded & {run.digest for run in runs_of(study)}:
+        return ""
+    changed = first_difference(_first_arm(_read(out).get("config")), _first_arm(dict_of(study)))
+    return f"none of the {len(recorded)} finished runs in {out} counts: {changed}"
+
+
+def _first_arm(config: dict[str, Any] | None) -> dict[str, Any]:
+    if not config:
+        return {}
+    tokenizer = config["arms"][0]["tokenizer"]
+    return {
+        "data": _name_of(tokenizer["data"]),
+        "tokenizer": tokenizer | {"data": ""},
+        "prior": config["priors"][0],
+        "yardstick": config["yardstick"],
+    }
 
 
 def _with_intervals_alone(arm: ArmMeans) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from cartok.lab.records import (
     new_record,
     record_of,
     runs_of,
+    why_none_counts,
     write_summary,
 )
 from cartok.lab.stages import Splits
@@ -76,21 +77,28 @@ def run_study(study: StudyConfig, launch: StudyLaunch, progress: Progress) -> li
         SystemExit: the study was asked to stop; what was training has saved.
     """
     out, world = launch.out.resolve(), World.join(launch.device)
-    _refuse_folder(study, out)
+    refuse_folder(study, out)
     runs = runs_of(study, launch.arms)
     waiting = [run for run in runs if _must_run(record_of(run, out), launch.retry)]
     progress.say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them recorded already")
+    if apart := why_none_counts(study, out):
+        progress.say(apart)
     if waiting:
+        yard = study.yardstick
+        progress.say(f"looking at {yard.reference + yard.held:,} pictures to score against")
         with progress.stage("pictures to score against", 1) as tick:
             inputs = _inputs(study, world, launch.device)
             tick(1, "")
-        summary = write_summary(study, out, world)
-        if summary["earlier"]:
-            progress.say(f"{len(summary['earlier'])} recorded runs are not of this study's arms")
+        write_summary(study, out, world)
         gpus = gpus_of(launch.device, world)
         at_once = launch.at_once or _at_once(world, gpus)
         _run_all(study, waiting, out, inputs, gpus, at_once, progress)
     summary = write_summary(study, out)
+    if summary["earlier"]:
+        progress.say(
+            f"{len(summary['earlier'])} recorded runs are not of this study's arms or seeds; they "
+            "are kept in study.json, but not shown"
+        )
     for warning in summary["warnings"]:
         progress.say(f"warning: {warning}")
     return arm_means(summary["runs"])
@@ -100,7 +108,12 @@ def _must_run(record: dict[str, Any], retry: bool) -> bool:
     return record["status"] == "waiting" or (retry and record["status"] == "failed")
 
 
-def _refuse_folder(study: StudyConfig, out: Path) -> None:
+def refuse_folder(study: StudyConfig, out: Path) -> None:
+    """Refuses what holds something else than this study.
+
+    Raises:
+        UserError: says what.
+    """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out is a folder to write to, but {out} is a file; name another")
     if not out.is_dir() or not any(out.iterdir()):

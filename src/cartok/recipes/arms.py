@@ -81,6 +81,8 @@ def adapted(
     Raises:
         UserError: a number is too small.
     """
+    if seeds is not None and seeds < 1:
+        raise UserError(f"seeds are 1 or more, but are {seeds}")
     if scale <= 0:
         raise UserError(f"scale multiplies steps, so it must be above 0, but is {scale:g}")
     made = (replace(arm, tokenizer=_adapted(arm.tokenizer, data, scale)) for arm in study.arms)

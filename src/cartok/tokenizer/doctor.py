@@ -186,8 +186,9 @@ def _shrinkage(seen: str, change: str = "") -> Finding:
 
 def _hiding(seen: str, severity: Severity = "fault", reads: str = "latents") -> Finding:
     other = {"latents": "codes or noisy (of causal.space lookup)", "noisy": "codes"}.get(reads)
+    reading = f"set causal.reads to {other}, or " if other else ""
     return Finding(
         "hidden prediction", severity, seen,
         "the encoder hides the next latent below the quantisation step",
-        f"set causal.reads to {other}, or lower causal.weight" if other else "lower causal.weight",
+        f"{reading}lower causal.weight; compare with fewer codes at equal rFD before you keep it",
     )  # fmt: skip

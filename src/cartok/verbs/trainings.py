@@ -33,7 +33,8 @@ def study(arguments: list[str]) -> int:
     from cartok.core.files import read_json
     from cartok.lab.means import aligned, tables_of
     from cartok.lab.plan import plan_of
-    from cartok.lab.study import StudyLaunch, run_study
+    from cartok.lab.records import why_none_counts
+    from cartok.lab.study import StudyLaunch, refuse_folder, run_study
     from cartok.recipes import recipe_of
     from cartok.recipes.arms import adapted
     from cartok.recipes.study import STUDIES
@@ -71,7 +72,12 @@ def study(arguments: list[str]) -> int:
         scale=chosen.scale,
     )
     out = chosen.out or Path("runs") / chosen.name
+    if chosen.at_once < 0:
+        raise UserError(f"--at-once is 0 (as many as fit) or more, but is {chosen.at_once}")
     if chosen.dry_run:
+        refuse_folder(config, out)
+        if apart := why_none_counts(config, out):
+            print(f"{apart}\n")
         print(plan_of(config, out, chosen.arms))
         return 0
     launch = StudyLaunch(
