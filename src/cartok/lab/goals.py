@@ -37,6 +37,14 @@ GOALS = {
 }
 """By the names of the numbers of ``bench tokenizer``, in their units."""
 
+PEER_PRIOR = {
+    ("111m", 256): (2161.0, 33.3), ("343m", 128): (775.0, 38.8), ("775m", 64): (329.0, 40.2),
+}  # fmt: skip
+"""Pictures a second and GiB of LlamaGen's compiled training step, by size and batch."""
+
+FASTER = 1.35
+"""How many times the peer's pictures a second a prior should train on."""
+
 PEER_TOKEN = {
     ("111m", 64): 1.46, ("111m", 128): 1.84, ("343m", 64): 2.82, ("343m", 128): 4.17,
     ("775m", 64): 4.69, ("775m", 1): 2.34,
@@ -104,6 +112,17 @@ def goals_at(batch: int, ranks: int = 1) -> dict[str, Goal]:
         name: Goal(peer=goal.peer, better=goal.better)
         for name, goal in GOALS.items()
         if name.startswith("training.")
+    }
+
+
+def prior_goals(recipe: str, batch: int) -> dict[str, Goal]:
+    """The goals of ``bench prior`` for a size and a batch; none where the peer was not measured."""
+    if (recipe, batch) not in PEER_PRIOR:
+        return {}
+    speed, memory = PEER_PRIOR[recipe, batch]
+    return {
+        "training.speed": Goal(target=FASTER * speed, peer=speed),
+        "training.memory": Goal(target=memory, peer=memory, better="lower"),
     }
 
 

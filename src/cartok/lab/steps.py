@@ -1,7 +1,7 @@
-"""The real training step of a tokenizer, on one batch that lies on the device: no disk, no decoder.
+"""The real training step of a stage, on one batch that lies on the device: no disk, no decoder.
 
-The loop is ``core.loop.fit``, the job ``TokenizerJob``. The loop waits for the device once a step,
-so the time between the ends of two steps is what a step takes.
+The loop is ``core.loop.fit``, the job the one that trains. The loop waits for the device once a
+step, so the time between the ends of two steps is what a step takes.
 """
 
 import tempfile
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +27,13 @@ from cartok.core.shapes import Pixels
 from cartok.data.batches import Batch
 from cartok.data.pictures import Pictures
 from cartok.data.stores import FolderStore
+from cartok.data.tokens import TokenBatch
 from cartok.frozen import lpips_of
 from cartok.lab.timing import Peak, forget_peak, peak_of
+from cartok.prior.train import PriorJob
 from cartok.tokenizer.cost import count_flops
 from cartok.tokenizer.setup import TokenizerRun
-from cartok.tokenizer.train import Forward, TokenizerJob
+from cartok.tokenizer.train import TokenizerJob
 
 REGULARISER = ("causal", "twin")
 """Names of the modules that a run without the regulariser has not."""
@@ -133,12 +136,26 @@ def step_seconds(
     ``without`` names modules that are left out, as if the run had none of them. ``after_step`` is
     told how many steps are done; its own time is part of the next. Weights move.
     """
-    timed = _OnOneBatch(job, pixels, num, without, after_step)
-    with tempfile.TemporaryDirectory() as folder, _left_out(job, without):
-        run = Run.open(Path(folder), job.config, kind="tokenizer", world=job.world)
+    nothing = torch.zeros(len(pixels), dtype=torch.long)
+    batch = Batch(pixels, nothing, nothing, nothing)
+    with _left_out(job, without):
+        return _seconds(_OnOneBatch(job, batch, num, without, after_step), "tokenizer")
+
+
+def time_prior_steps(job: PriorJob, batch: TokenBatch, pace: Pace) -> Timed:
+    """Times a prior's steps on one batch, and looks at their memory. Weights move."""
+    forget_peak(job.world.device)
+    taken = _seconds(_OnOneBatch(job, batch, pace.warm + pace.counted), "prior")
+    return Timed(taken[0], taken[pace.warm :], peak_of(job.world.device))
+
+
+def _seconds(timed: "_OnOneBatch", kind: str) -> list[float]:
+    """Of each step; the first makes ready what later ones need."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run.open(Path(folder), timed.config, kind=kind, world=timed.world)
         begin = time.perf_counter()
         with suppress(_NoMoreBatchesError):  # never its end, where a training saves a gigabyte
-            fit(timed, job.config.loop, run)
+            fit(timed, timed.config.loop, run)
             raise SystemExit(STOPPED)  # it returns where it was asked to stop, and nowhere else
     return [after - before for before, after in pairwise([begin, *timed.ends])]
 
@@ -148,17 +165,18 @@ class _NoMoreBatchesError(Exception):
 
 
 class _OnOneBatch:
-    """A tokenizer's job that sees one batch again and again, and notes when each step ends."""
+    """A job that sees one batch again and again, and notes when each step ends."""
 
     def __init__(
         self,
-        job: TokenizerJob,
-        pixels: Pixels,
+        job: TokenizerJob | PriorJob,
+        batch: Any,
         num: int,
-        without: tuple[str, ...],
-        told: Callable[[int], None],
+        without: tuple[str, ...] = (),
+        told: Callable[[int], None] = lambda done: None,
     ):
-        self._job, self._pixels, self._num, self._told = job, pixels, num, told
+        self._job, self._batch, self._num, self._told = job, batch, num, told
+        self.config, self.world = job.config, job.world
         self.modules = {name: m for name, m in job.modules.items() if name not in without}
         self.averaged = job.averaged
         self.phases = tuple(
@@ -167,19 +185,18 @@ class _OnOneBatch:
         )
         self.ends: list[float] = []
 
-    def batches(self, start: int) -> Iterator[Batch]:
-        nothing = torch.zeros(len(self._pixels), dtype=torch.long)
+    def batches(self, start: int) -> Iterator[Any]:
         for _ in range(self._num):
-            yield Batch(self._pixels, nothing, nothing, nothing)
+            yield self._batch
         raise _NoMoreBatchesError
 
-    def prepare(self, batch: Batch, step: int) -> Forward:
+    def prepare(self, batch: Any, step: int) -> Any:
         return self._job.prepare(batch, step)
 
     def fixed_at(self, step: int) -> Hashable:
         return self._job.fixed_at(step)
 
-    def after_step(self, outcomes: list[Forward], step: int) -> None:
+    def after_step(self, outcomes: list[Any], step: int) -> None:
         self._job.after_step(outcomes, step)
         self.ends.append(time.perf_counter())
         self._told(len(self.ends))

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def bench(arguments: list[str]) -> None:
     """Measures a subject."""
-    subjects = {"tokenizer": _tokenizer, "sampler": _sampler}
+    subjects = {"tokenizer": _tokenizer, "prior": _prior, "sampler": _sampler}
     if arguments and arguments[0] in ("-h", "--help"):
         arguments = ["tokenizer", *arguments]
     if not arguments or arguments[0] not in subjects:
@@ -58,28 +58,53 @@ def _tokenizer(arguments: list[str]) -> None:
         world.leave()
 
 
+def _prior(arguments: list[str]) -> None:
+    from cartok.lab.bench_prior import PriorBench, bench_prior, usual_prior_bench
+
+    @dataclass(frozen=True)
+    class BenchPrior(_Alone):
+        """How fast a prior trains here, beside the device's limits."""
+
+        config: Annotated[PriorBench, Flat] = field(default_factory=PriorBench)
+
+    default = BenchPrior(config=usual_prior_bench(tiny="--tiny" in arguments))
+    chosen = parse(BenchPrior, arguments, "bench prior", default)
+    _measure(chosen, lambda world: bench_prior(chosen.config, world, _say(world)))
+
+
 def _sampler(arguments: list[str]) -> None:
-    from cartok.core.files import refuse_unwritable, write_json
-    from cartok.core.parallel import World
     from cartok.lab.bench_sampler import SamplerBench, bench_sampler, usual_sampler_bench
 
     @dataclass(frozen=True)
-    class BenchSampler:
+    class BenchSampler(_Alone):
         """How fast a prior draws pictures here, beside the least that memory allows."""
 
         config: Annotated[SamplerBench, Flat] = field(default_factory=SamplerBench)
-        device: str = "auto"
-        """auto, cpu, cuda, cuda:N or mps."""
-        json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-        """Also write every number, and what made it, to this file."""
 
-    default = BenchSampler(usual_sampler_bench(tiny="--tiny" in arguments))
+    default = BenchSampler(config=usual_sampler_bench(tiny="--tiny" in arguments))
     chosen = parse(BenchSampler, arguments, "bench sampler", default)
+    _measure(chosen, lambda world: bench_sampler(chosen.config, world, _say(world)))
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """Options of a bench that runs in one process."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Also write every number, and what made it, to this file."""
+
+
+def _measure(chosen: _Alone, bench: Callable[["World"], dict[str, Any]]) -> None:
+    from cartok.core.files import refuse_unwritable, write_json
+    from cartok.core.parallel import World
+
     if chosen.json is not None:
         refuse_unwritable(chosen.json)
     world = World.join(chosen.device)
     try:
-        found = bench_sampler(chosen.config, world, _say(world))
+        found = bench(world)
         if chosen.json is not None:
             write_json(chosen.json, found)
     finally:
