@@ -189,6 +189,16 @@ def test_a_part_of_a_picture_stays_in_all_samples(story, tmp_path):
     assert (tmp_path / "half/kept.png").exists()
 
 
+def test_classes_are_mixed_by_a_plus(story, tmp_path):
+    first, second, *_ = Prior.from_pretrained(story / "prior").classes
+    code = main(["sample", "--prior", str(story / "prior"), "--device", "cpu", "--num", "4",
+                 "--tokenizer", str(story / "tokenizer"), "--out", str(tmp_path / "mixed"),
+                 "--labels", f"{first}+{second}", first])  # fmt: skip
+    assert code == 0
+    found = {path.name for path in (tmp_path / "mixed/pictures").iterdir()}
+    assert found == {f"{first}+{second}", first}
+
+
 def test_a_recipe_that_names_no_pictures_asks_for_them(tmp_path, capsys):
     out = str(tmp_path / "new")
     assert main(["train-tokenizer", "causal-16k", "--device", "cpu", "--out", out]) == 2

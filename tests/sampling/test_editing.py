@@ -71,6 +71,26 @@ def test_a_draw_sees_what_is_kept_before_it_and_nothing_after(sampler, first):
     assert torch.equal(after[:, :first], plain[:, :first])
 
 
+def test_a_mixture_of_one_class_is_that_class_and_others_lie_between(sampler):
+    shares = torch.eye(5)[[0, 1, 2]]
+    plain = sampler.sample_tokens([0, 1, 2], 1, 2.0)
+    assert torch.equal(sampler.sample_tokens(shares, 1, 2.0), plain)
+    half = sampler.sample_tokens((shares + shares.flip(0)) / 2, 1, 2.0)
+    assert torch.equal(half[1], plain[1])
+    assert not torch.equal(half[0], plain[0])
+    swapped = sampler.sample_tokens((shares + shares.flip(0)) / 2, 1, 2.0, first_index=0)
+    assert torch.equal(swapped, half)
+
+
+def test_a_mixture_that_is_none_is_refused(sampler):
+    with pytest.raises(UserError, match="a row of 5 shares"):
+        sampler.sample_tokens(torch.ones(2, 4) / 4, 1)
+    with pytest.raises(UserError, match="sum to 1"):
+        sampler.sample_tokens(torch.ones(2, 5), 1)
+    with pytest.raises(UserError, match="sum to 1"):
+        sampler.sample_tokens(torch.full((1, 5), float("nan")), 1)
+
+
 def test_regions_in_closed_form():
     assert region("top", 0.5, 4, 2).tolist() == [[True, True]] * 2 + [[False, False]] * 2
     assert torch.equal(region("bottom", 0.5, 4, 2), ~region("top", 0.5, 4, 2))

@@ -35,6 +35,9 @@ Logits = Float[Tensor, "batch position code"]
 Labels = Integer[Tensor, " batch"]
 """Class indices, 0 to number of classes - 1; the number itself means "no class"."""
 
+Mixtures = Float[Tensor, "batch choice"]
+"""Shares of every class and, last, of "no class": a label that is a mixture of several."""
+
 Features = Float[Tensor, "picture feature"]
 """One row of network features per picture; float32 or float64."""
 

@@ -7,13 +7,22 @@ import torch
 from jaxtyping import Integer
 from PIL import Image as Picture
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from cartok.core.config import config, dict_of
 from cartok.core.errors import UserError
 from cartok.core.files import staged, write_json
 from cartok.core.parallel import World
 from cartok.core.progress import Progress
-from cartok.core.shapes import Image, Labels, Pixels, TokenSequence, image_of_pixels, pixels_of
+from cartok.core.shapes import (
+    Image,
+    Labels,
+    Mixtures,
+    Pixels,
+    TokenSequence,
+    image_of_pixels,
+    pixels_of,
+)
 from cartok.data.batches import all_images
 from cartok.data.images import open_pictures
 from cartok.data.pictures import Pictures
@@ -42,7 +51,8 @@ class SampleConfig:
     num: int = 64
     """Pictures."""
     labels: tuple[str, ...] = ()
-    """Class names or numbers, taken in turn; all classes in turn if none is given."""
+    """Class names or numbers, taken in turn; all classes in turn if none is given. Those joined by
+    a + are mixed to equal parts."""
     seed: int = 0
     guidance: float = 1.0
     """1: none; the paper searches 1.5 to 2.25."""
@@ -107,7 +117,7 @@ def run_sample(
     prior = Prior.from_pretrained(prior_source).to(world.device)
     sampler, labels = Sampler(prior, tokenizer), _labels(config, prior)
     kept = None if edit is None else _kept(edit, tokenizer, prior)
-    names = [prior.classes[label] if prior.classes else "all" for label in labels.tolist()]
+    names = _folders(config, prior)
     shown: list[Pixels] = []
     with staged(out / "pictures") as folder, progress.stage("samples", config.num) as tick:
         for start in range(0, config.num, config.batch):
@@ -133,7 +143,7 @@ def run_sample(
 
 
 def _drawn(
-    sampler: Sampler, labels: Labels, config: SampleConfig, first_index: int,
+    sampler: Sampler, labels: Labels | Mixtures, config: SampleConfig, first_index: int,
     kept: TokenSequence | None,
 ) -> Image:  # fmt: skip
     options = {field: getattr(config, field) for field in _OPTIONS}
@@ -213,12 +223,36 @@ def _featurised(pictures: Pictures, size: int, network_size: int, world: World) 
     return featurise(batches, size=network_size, crop=crop, device=world.device)
 
 
-def _labels(config: SampleConfig, prior: Prior) -> torch.Tensor:
+def _labels(config: SampleConfig, prior: Prior) -> Labels | Mixtures:
     num_classes = prior.config.num_classes
     if not config.labels:
         return balanced_labels(config.num, max(1, num_classes))
-    chosen = torch.tensor([_label(name, prior) for name in config.labels])
+    mixed = [_parts(name, prior) for name in config.labels]
+    if all(len(parts) == 1 for parts in mixed):
+        chosen = torch.tensor([parts[0] for parts in mixed])
+    else:
+        chosen = torch.stack(
+            [one_hot(torch.tensor(parts), num_classes + 1).float().mean(0) for parts in mixed]
+        )
     return chosen[torch.arange(config.num) % len(chosen)]
+
+
+def _folders(config: SampleConfig, prior: Prior) -> list[str]:
+    """Of each picture: its class, or what it is a mixture of."""
+    if not prior.classes:
+        return ["all"] * config.num
+    chosen = prior.classes
+    if config.labels:
+        parts = [_parts(name, prior) for name in config.labels]
+        chosen = ["+".join(prior.classes[label] for label in some) for some in parts]
+    return [chosen[place % len(chosen)] for place in range(config.num)]
+
+
+def _parts(name: str, prior: Prior) -> list[int]:
+    """The classes of a label; a name may itself hold a +."""
+    if name in prior.classes or "+" not in name:
+        return [_label(name, prior)]
+    return [_label(part.strip(), prior) for part in name.split("+")]
 
 
 def _label(name: str, prior: Prior) -> int:

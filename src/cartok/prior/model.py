@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cartok.core.checkpoint import load_model, put_tensors, save_model
 from cartok.core.config import config, config_of
 from cartok.core.errors import UserError
-from cartok.core.shapes import Labels, Logits, Sequence, TokenSequence
+from cartok.core.shapes import Labels, Logits, Mixtures, Sequence, TokenSequence
 from cartok.layers import KeyValueCache, Transformer, TransformerConfig, rotary_table
 from cartok.prior.surprise import Surprise, surprise_of_states
 
@@ -112,19 +112,20 @@ class Prior(nn.Module):
         return self.transformer.empty_cache(batch, self.config.num_tokens)
 
     def step(
-        self, previous: Integer[Tensor, " batch"], cache: KeyValueCache
+        self, previous: Integer[Tensor, " batch"] | Mixtures, cache: KeyValueCache
     ) -> Float[Tensor, "batch code"]:
         """Logits of the next token; extends ``cache``, whose filled length is the position.
 
-        ``previous`` holds the labels for the first token, and for each later one the token drawn
-        before it.
+        ``previous`` holds the labels for the first token, or mixtures of them, and for each later
+        one the token drawn before it.
         """
-        at_start = cache.filled == 0
-        x = (
-            self.class_embedding(self._class_rows(previous, None))
-            if at_start
-            else self.token_embedding(previous)
-        )
+        if cache.filled:
+            x = self.token_embedding(previous)
+        elif previous.is_floating_point():  # a mixture lies between the vectors of its classes
+            table = self.class_embedding.weight
+            x = previous.to(table.dtype) @ table
+        else:
+            x = self.class_embedding(self._class_rows(previous, None))
         return self.head(self.transformer(self.dropout(x[:, None]), self.rotary, cache)[:, 0])
 
     def save(self, folder: Path) -> None:

@@ -17,12 +17,11 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from cartok.core.config import config, config_of, nearest
+from cartok.core.config import config_of
 from cartok.core.errors import UserError
-from cartok.core.shapes import Image, Labels, Tokens, TokenSequence
+from cartok.core.shapes import Image, Labels, Mixtures, Tokens, TokenSequence
 from cartok.prior.model import Prior
 from cartok.sampling.guidance import (
-    SCHEDULES,
     Scores,
     guided,
     min_p,
@@ -31,6 +30,7 @@ from cartok.sampling.guidance import (
     top_k,
     top_p,
 )
+from cartok.sampling.options import SamplingConfig
 from cartok.sampling.recorded import Drawn, Replays, ToDraw
 
 
@@ -46,60 +46,6 @@ class TokenDecoder(Protocol):
     def image_of(self, tokens: Tokens) -> Image:
         """The pictures that tokens stand for."""
         ...
-
-
-@config
-class SamplingConfig:
-    """How samples are drawn; the defaults are plain ancestral sampling (paper, A.2)."""
-
-    seed: int
-    guidance: float = 1.0
-    """1: none; the paper searches 1.5 to 2.25."""
-    schedule: str = "constant"
-    """Of the guidance over positions: constant, linear or cosine."""
-    power: float = 1.0
-    """Of the share of tokens that a schedule sees; above 1, guidance comes late."""
-    interval: tuple[float, float] = (0.0, 1.0)
-    """Shares of the tokens between which there is guidance."""
-    temperature: float = 1.0
-    """0: the likeliest code."""
-    top_k: int = 0
-    """0: all codes."""
-    top_p: float = 1.0
-    """Bars all but the fewest codes that together reach this probability."""
-    min_p: float = 0.0
-    """Bars codes less likely than this share of the likeliest."""
-    batch: int = 64
-    """Pictures at once; twice as many rows run when guided."""
-    first_index: int = 0
-    """Of the first label; the others follow."""
-
-    def __post_init__(self) -> None:
-        """Refuses values that mean no distribution."""
-        if not 0 <= self.seed < 2**64 or not 0 <= self.first_index < 2**64:
-            raise ValueError("seed and first_index lie in [0, 2^64)")
-        if self.schedule not in SCHEDULES:
-            hint = nearest(self.schedule, list(SCHEDULES))
-            raise ValueError(f"unknown guidance schedule '{self.schedule}'; {hint}")
-        if self.temperature < 0:
-            raise ValueError(
-                f"temperature is 0 (the likeliest code) or more, but is {self.temperature:g}"
-            )
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError("top_k is 0 (all codes) or more, and top_p lies in (0, 1]")
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(
-                f"min_p is a share from 0 (no code barred) to 1, but is {self.min_p:g}"
-            )
-        if self.power <= 0:
-            raise ValueError(f"power is above 0, but is {self.power:g}")
-        if not 0 <= self.interval[0] < self.interval[1] <= 1:
-            raise ValueError(
-                f"interval is two shares of the tokens, the first below the second, from 0 to 1, "
-                f"but is {self.interval}"
-            )
-        if self.batch < 1:
-            raise ValueError("batch is at least 1")
 
 
 class Sampler:
@@ -124,7 +70,7 @@ class Sampler:
 
     def sample(
         self,
-        labels: Labels | list[int],
+        labels: Labels | Mixtures | list[int],
         seed: int,
         guidance: float = 1.0,
         *,
@@ -142,7 +88,7 @@ class Sampler:
 
     def sample_tokens(
         self,
-        labels: Labels | list[int],
+        labels: Labels | Mixtures | list[int],
         seed: int,
         guidance: float = 1.0,
         *,
@@ -152,7 +98,8 @@ class Sampler:
     ) -> TokenSequence:
         """Tokens for each label, drawn in eval mode; ``options`` are fields of ``SamplingConfig``.
 
-        Label i is sample ``first_index + i``. The number of classes stands for "no class".
+        Label i is sample ``first_index + i``. The number of classes stands for "no class". A label
+        may be a mixture: a row of shares of every class and, last, of "no class".
         ``progress`` is called after each batch with the number of samples finished.
 
         ``kept`` holds, for each label, tokens that stay as they are, and -1 where one is drawn
@@ -165,16 +112,17 @@ class Sampler:
                 gives logits that are not finite.
         """
         choice = _choice(seed, guidance, options)
-        labels = self._checked(torch.as_tensor(labels, dtype=torch.long), choice)
+        labels = self._checked(torch.as_tensor(labels), choice)
         num_positions = self.prior.config.num_tokens
         kept = self._checked_kept(kept, labels)
-        tokens = labels.new_empty(len(labels), num_positions)
+        tokens = torch.empty_like(kept)
         scales = torch.tensor(
             scales_of(choice.schedule, guidance, num_positions, choice.power, choice.interval),
             dtype=torch.float64,
             device=labels.device,
         )
-        draw, key = partial(self._draw_batch, choice=choice), self._key_of(choice)
+        draw = partial(self._draw_batch, choice=choice)
+        key = (labels.dtype, self._key_of(choice))
         with torch.inference_mode(), _evaluating(self.prior), _without_cudnn():
             for start in range(0, len(labels), choice.batch):
                 some = labels[start : start + choice.batch]
@@ -192,7 +140,7 @@ class Sampler:
                     progress(stop)
         return tokens
 
-    def _checked(self, labels: Labels, choice: SamplingConfig) -> Labels:
+    def _checked(self, labels: Tensor, choice: SamplingConfig) -> Labels | Mixtures:
         num_classes = self.prior.config.num_classes
         if num_classes == 0 and choice.guidance != 1:
             raise UserError(
@@ -201,6 +149,10 @@ class Sampler:
             )
         if len(labels) == 0:
             raise UserError("sampling needs one label for each picture, but got none")
+        if labels.is_floating_point():
+            self._check_mixtures(labels)
+            return labels.to(self.prior.rotary.device)
+        labels = labels.long()
         wrong = labels[(labels < 0) | (labels > num_classes)]
         if len(wrong):
             raise UserError(
@@ -209,10 +161,20 @@ class Sampler:
             )
         return labels.to(self.prior.rotary.device)
 
-    def _checked_kept(self, kept: TokenSequence | None, labels: Labels) -> TokenSequence:
-        shape = (len(labels), self.prior.config.num_tokens)
+    def _check_mixtures(self, shares: Tensor) -> None:
+        wanted = (len(shares), self.prior.config.num_classes + 1)
+        if shares.shape != wanted:
+            raise UserError(
+                f"a mixture is a row of {wanted[1]} shares, one a class and the last of no class, "
+                f"but the shape is {tuple(shares.shape)}"
+            )
+        if not (shares >= 0).all() or not torch.allclose(shares.sum(1), shares.new_ones(())):
+            raise UserError("a mixture's shares are 0 or more and sum to 1, but one's do not")
+
+    def _checked_kept(self, kept: TokenSequence | None, labels: Labels | Mixtures) -> TokenSequence:
+        shape, device = (len(labels), self.prior.config.num_tokens), labels.device
         if kept is None:
-            return labels.new_full(shape, -1)
+            return torch.full(shape, -1, device=device)
         codes = self.prior.config.codebook_size
         if kept.shape != shape:
             raise UserError(
@@ -224,7 +186,7 @@ class Sampler:
                 f"kept holds tokens from 0 to {codes - 1}, and -1 where one is drawn, but goes "
                 f"from {int(kept.min())} to {int(kept.max())}"
             )
-        return kept.to(labels)
+        return kept.to(device, torch.long)
 
     def _key_of(self, choice: SamplingConfig) -> Hashable:
         """What decides a batch's kernels: where weights lie, in which precision, what filters."""
@@ -235,11 +197,17 @@ class Sampler:
         filters = (choice.temperature, choice.top_k, choice.min_p, choice.top_p)
         return (places, precision, choice.guidance != 1, *filters)
 
+    def _no_class(self, like: Labels | Mixtures) -> Labels | Mixtures:
+        if not like.is_floating_point():
+            return torch.full_like(like, self.prior.config.num_classes)
+        shares = torch.zeros_like(like)
+        shares[:, -1] = 1
+        return shares
+
     def _draw_batch(self, batch: ToDraw, choice: SamplingConfig) -> Drawn:
         """Tokens of one batch; guided, its unconditional twin runs as more rows of the batch."""
         labels, is_guided = batch.labels, choice.guidance != 1
-        no_class = torch.full_like(labels, self.prior.config.num_classes)
-        previous = torch.cat([labels, no_class]) if is_guided else labels
+        previous = torch.cat([labels, self._no_class(labels)]) if is_guided else labels
         cache = self.prior.empty_cache(len(previous))
         drawn, all_finite = [], torch.ones((), dtype=torch.bool, device=labels.device)
         for position in range(self.prior.config.num_tokens):
