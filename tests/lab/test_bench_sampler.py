@@ -1,7 +1,6 @@
 """The sampler's bench: its floor is the one published for the peer, its numbers hang together."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,14 +9,13 @@ from cartok.__main__ import main
 from cartok.core.errors import UserError
 from cartok.core.parallel import World
 from cartok.core.precision import keep_weights_in
-from cartok.lab import bench_sampler as module
 from cartok.lab.bench_sampler import (
     SamplerBench,
     bench_sampler,
     bytes_per_token,
     usual_sampler_bench,
 )
-from cartok.lab.goals import sampler_goals
+from cartok.lab.goals import has_goals, sampler_goals
 from cartok.prior.model import Prior, PriorConfig
 from cartok.recipes.prior import PRIORS
 
@@ -63,13 +61,13 @@ def test_the_floor_is_the_published_one(recipe, images, floor):
 
 
 def test_goals_and_the_peer_are_those_of_their_size_and_of_one_card():
-    assert sampler_goals("775m", 64)["gap"].target == 1.6
-    assert sampler_goals("775m", 1)["token"].peer == 2.34
-    assert set(sampler_goals("52m", 8)) == {"warm_up"}
-    bench = SamplerBench()
-    assert module._is_compared(bench, "cuda: NVIDIA H100 80GB HBM3")
-    assert not module._is_compared(bench, "cuda: NVIDIA H200")
-    assert not module._is_compared(replace(bench, side=24), "cuda: NVIDIA H100 80GB HBM3")
+    goals = sampler_goals("775m", (1, 64))
+    assert goals["at_64.gap"].target == 1.6
+    assert goals["at_1.token"].peer == 2.34
+    assert set(sampler_goals("52m", (8,))) == {"at_8.warm_up"}
+    assert has_goals("cuda: NVIDIA H100 80GB HBM3", 16, 16384)
+    assert not has_goals("cuda: NVIDIA H200", 16, 16384)
+    assert not has_goals("cuda: NVIDIA H100 80GB HBM3", 24, 16384)
 
 
 def test_the_verb_writes_its_numbers(tmp_path, capsys):

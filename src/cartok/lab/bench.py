@@ -23,20 +23,24 @@ from cartok.core.precision import Precision, computing_in
 from cartok.core.run import provenance
 from cartok.core.shapes import Pixels, image_of_pixels
 from cartok.lab.anatomy import anatomy_of, kernels_of_a_step
-from cartok.lab.goals import Goal, Number, goals_at
+from cartok.lab.goals import Goal, Numbers, Say, goals_at
 from cartok.lab.growth import HEAD, Grown, TooLarge, grown, growth_of
 from cartok.lab.steps import REGULARISER, Pace, Timed, all_at_once, job_of, noise, time_steps
-from cartok.lab.timing import Ceilings, ceilings_of, enough_memory, forget_peak, peak_of, seconds_of
+from cartok.lab.timing import (
+    GIB,
+    Ceilings,
+    ceilings_of,
+    enough_memory,
+    forget_peak,
+    peak_of,
+    seconds_of,
+)
 from cartok.recipes import recipe_of
 from cartok.recipes.tokenizer import TOKENIZERS, causal_16k, causal_toy
 from cartok.tokenizer.model import Tokenizer
 from cartok.tokenizer.setup import TokenizerRun
 from cartok.tokenizer.train import TokenizerJob
 
-Say = Callable[[str], None]
-"""Takes a line for people as soon as it is known."""
-
-GIB = 2**30
 _TINY_SIZE = 32
 _ROUNDS = 2  # in which the variants of a step take turns, so that a drifting clock favours none
 
@@ -142,8 +146,9 @@ class _Bench:
         self.pace = Pace(warm=1, counted=2) if bench.tiny else Pace(warm=5, counted=12)
         self.provenance = provenance(world)
         self.why_not = why_not_compared(bench, run, self.provenance["device"])
-        self.goals: dict[str, Goal] = {} if self.why_not else goals_at(bench.batch, world.size)
-        self.numbers: dict[str, Number] = {}
+        goals: dict[str, Goal] = {} if self.why_not else goals_at(bench.batch, world.size)
+        self.numbers = Numbers(say, goals)
+        self.add = self.numbers.add
 
     def go(self, profile: Path | None) -> dict[str, Any]:
         bench = self.bench
@@ -174,7 +179,7 @@ class _Bench:
             "bench": dict_of(bench),
             "run": dict_of(self.run),
             "why_not_compared": self.why_not,
-            "numbers": {name: number.to_json() for name, number in self.numbers.items()},
+            "numbers": self.numbers.to_json(),
             "growth": [asdict(row) for row in growth],
             "provenance": self.provenance,
         }
@@ -281,10 +286,6 @@ class _Bench:
         self.add(f"{name}.flops", flops / 1e9, "GFLOP/image")
         self.add(f"{name}.compute", num * flops / seconds / 1e12, "TFLOP/s")
         self.add(f"{name}.share", 100 * num * flops / seconds / ceilings.matmul, "% of matmul")
-
-    def add(self, name: str, value: float, unit: str) -> None:
-        self.numbers[name] = Number(name, value, unit, self.goals.get(name))
-        self.say(self.numbers[name].row)
 
 
 @torch.no_grad()

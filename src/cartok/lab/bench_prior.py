@@ -4,7 +4,6 @@ The step is the real one, on tokens of nothing that lie on the device. FLOPs are
 matrices that a token meets and causal attention, forwards and twice that backwards.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,25 +11,20 @@ import numpy as np
 import torch
 
 from cartok.core.config import config, dict_of
-from cartok.core.errors import UserError
 from cartok.core.job import LoopConfig
 from cartok.core.parallel import World
 from cartok.core.precision import Precision
 from cartok.core.run import provenance
 from cartok.data.tokens import TokenBatch, TokenManifest, TokenShards
 from cartok.data.views import View
-from cartok.lab.goals import Number, prior_goals
+from cartok.lab.goals import Numbers, Say, has_goals, prior_goals
 from cartok.lab.steps import Pace, Timed, time_prior_steps
-from cartok.lab.timing import ceilings_of, enough_memory
+from cartok.lab.timing import GIB, ceilings_of, enough_memory, refuse_slow
 from cartok.prior.model import flops_per_token, parameter_census
 from cartok.prior.train import PriorJob, PriorRun
 from cartok.recipes import recipe_of
 from cartok.recipes.prior import PRIORS
 
-Say = Callable[[str], None]
-"""Takes a line for people as soon as it is known."""
-
-GIB = 2**30
 _NEVER = 10**9
 
 
@@ -77,24 +71,10 @@ def bench_prior(bench: PriorBench, world: World, say: Say) -> dict[str, Any]:
     device, made = world.device, provenance(world)
     on_gpu = device.type == "cuda"
     run = run_of(bench, "bf16" if on_gpu else "fp32", on_gpu)
-    if world.size > 1:
-        raise UserError(
-            f"bench prior runs in one process, but there are {world.size}; start it without "
-            "torchrun"
-        )
-    if not on_gpu and not bench.tiny:
-        raise UserError(
-            "a bench of this size needs a CUDA GPU and would take hours without one, but the "
-            f"device is {device.type}; give --tiny to see that it runs"
-        )
-    is_compared = "H100" in made["device"] and (bench.side, bench.codebook_size) == (16, 16384)
-    goals = prior_goals(bench.recipe, bench.batch) if is_compared else {}
-    numbers: dict[str, Number] = {}
-
-    def add(name: str, value: float, unit: str) -> None:
-        numbers[name] = Number(name, value, unit, goals.get(name))
-        say(numbers[name].row)
-
+    refuse_slow("prior", world, bench.tiny)
+    is_compared = has_goals(made["device"], bench.side, bench.codebook_size)
+    numbers = Numbers(say, prior_goals(bench.recipe, bench.batch) if is_compared else None)
+    add = numbers.add
     say(
         f"{bench.recipe}, {bench.batch} pictures of {bench.side**2} tokens of "
         f"{bench.codebook_size:,} codes, {run.loop.precision}, {made['device']}, torch "
@@ -120,7 +100,7 @@ def bench_prior(bench: PriorBench, world: World, say: Say) -> dict[str, Any]:
         "subject": "prior",
         "bench": dict_of(bench),
         "run": dict_of(run),
-        "numbers": {name: number.to_json() for name, number in numbers.items()},
+        "numbers": numbers.to_json(),
         "provenance": made,
     }
 

@@ -6,29 +6,31 @@ what trained ones cost; tokens are drawn and not decoded.
 """
 
 import time
-from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import torch
 
 from cartok.core.config import config, dict_of
-from cartok.core.errors import UserError
 from cartok.core.parallel import World
 from cartok.core.precision import Precision, keep_weights_in
 from cartok.core.run import provenance
 from cartok.core.shapes import Image, Tokens
-from cartok.lab.goals import Goal, Number, sampler_goals
-from cartok.lab.timing import ceilings_of, enough_memory, forget_peak, peak_of, synchronise
+from cartok.lab.goals import Numbers, Say, has_goals, sampler_goals
+from cartok.lab.steps import Timed
+from cartok.lab.timing import (
+    GIB,
+    ceilings_of,
+    enough_memory,
+    forget_peak,
+    peak_of,
+    refuse_slow,
+    synchronise,
+)
 from cartok.prior.model import Prior, PriorConfig
 from cartok.recipes import recipe_of
 from cartok.recipes.prior import PRIORS
 from cartok.sampling.sampler import Sampler, balanced_labels
 
-Say = Callable[[str], None]
-"""Takes a line for people as soon as it is known."""
-
-GIB = 2**30
 _REPEATS = 3
 
 
@@ -72,18 +74,9 @@ def bench_sampler(bench: SamplerBench, world: World, say: Say) -> dict[str, Any]
         UserError: there is no such recipe; the device has too little memory, or is no GPU and the
             bench not ``tiny``; there are several ranks.
     """
-    if world.size > 1:
-        raise UserError(
-            f"bench sampler runs in one process, but there are {world.size}; start it without "
-            "torchrun"
-        )
     device, made = world.device, provenance(world)
     transformer = recipe_of(PRIORS, bench.recipe).transformer
-    if device.type != "cuda" and not bench.tiny:
-        raise UserError(
-            "a bench of this size needs a CUDA GPU and would take hours without one, but the "
-            f"device is {device.type}; give --tiny to see that it runs"
-        )
+    refuse_slow("sampler", world, bench.tiny)
     shape = PriorConfig(
         transformer=transformer, codebook_size=bench.codebook_size, grid=(bench.side, bench.side)
     )
@@ -91,36 +84,32 @@ def bench_sampler(bench: SamplerBench, world: World, say: Say) -> dict[str, Any]
         f"{bench.recipe}, {shape.num_tokens} tokens of {bench.codebook_size:,} codes, guidance "
         f"{bench.guidance:g}, {bench.precision}, {made['device']}, torch {made['torch']}"
     )
-    numbers: dict[str, Number] = {}
-
-    def add(name: str, value: float, unit: str, goal: Goal | None = None) -> None:
-        numbers[name] = Number(name, value, unit, goal)
-        say(numbers[name].row)
-
+    is_compared = has_goals(made["device"], bench.side, bench.codebook_size)
+    numbers = Numbers(say, sampler_goals(bench.recipe, bench.images) if is_compared else None)
+    add = numbers.add
     copy = ceilings_of(device, bench.tiny).copy
     add("ceiling.copy_before", copy / 1e12, "TB/s")
     with torch.device(device):
         prior = Prior(shape).eval()
     keep_weights_in(bench.precision, prior)
     for num in bench.images:
-        goals = sampler_goals(bench.recipe, num) if _is_compared(bench, made["device"]) else {}
         with enough_memory(num, f"give --images without {num}"):
             taken = _time(prior, num, bench.guidance, device)
         floor = bytes_per_token(prior, num * (1 + (bench.guidance != 1))) / copy
         token = taken.seconds / shape.num_tokens
         at = f"at_{num}."
-        add(f"{at}token", 1000 * token, "ms", goals.get("token"))
+        add(f"{at}token", 1000 * token, "ms")
         add(f"{at}floor", 1000 * floor, "ms")
-        add(f"{at}gap", token / floor, "x the floor", goals.get("gap"))
+        add(f"{at}gap", token / floor, "x the floor")
         add(f"{at}speed", num / taken.seconds, "images/s")
-        add(f"{at}warm_up", taken.warm_up, "s", goals.get("warm_up"))
-        add(f"{at}memory", taken.memory / GIB, "GiB")
+        add(f"{at}warm_up", taken.first, "s")
+        add(f"{at}memory", taken.peak.allocated / GIB, "GiB")
     add("ceiling.copy_after", ceilings_of(device, bench.tiny).copy / 1e12, "TB/s")
     return {
         "subject": "sampler",
         "bench": dict_of(bench),
         "prior": dict_of(shape),
-        "numbers": {name: number.to_json() for name, number in numbers.items()},
+        "numbers": numbers.to_json(),
         "provenance": made,
     }
 
@@ -138,11 +127,6 @@ def bytes_per_token(prior: Prior, rows: int) -> float:
     return size * (weights + rows * seen * net.depth * 2 * net.width)
 
 
-class _Taken:
-    def __init__(self, seconds: float, warm_up: float, memory: int):
-        self.seconds, self.warm_up, self.memory = seconds, warm_up, memory
-
-
 class _NoPictures:
     """Stands in for a tokenizer, of whose tokens the prior learned nothing."""
 
@@ -152,8 +136,8 @@ class _NoPictures:
         raise NotImplementedError  # tokens are all that is drawn
 
 
-def _time(prior: Prior, num: int, guidance: float, device: torch.device) -> _Taken:
-    """Of whole batches, once whatever is recorded has been."""
+def _time(prior: Prior, num: int, guidance: float, device: torch.device) -> Timed:
+    """Whole batches, once whatever is recorded has been; the first are two, which warm up."""
     forget_peak(device)
     sampler = Sampler(prior, _NoPictures())
     labels = balanced_labels(num, prior.config.num_classes)
@@ -166,9 +150,4 @@ def _time(prior: Prior, num: int, guidance: float, device: torch.device) -> _Tak
         return time.perf_counter() - begin
 
     warm_up = draw(0) + draw(1)  # kernel by kernel, then while it is recorded
-    return _Taken(median(draw(2 + i) for i in range(_REPEATS)), warm_up, peak_of(device).allocated)
-
-
-def _is_compared(bench: SamplerBench, device: str) -> bool:
-    """Targets and peer were set for pictures of 256 tokens of 16,384 codes on an H100."""
-    return "H100" in device and (bench.side, bench.codebook_size) == (16, 16384)
+    return Timed(warm_up, [draw(2 + place) for place in range(_REPEATS)], peak_of(device))

@@ -6,10 +6,14 @@ regulariser, at batch 32, since 64 do not fit. So it is held against that step a
 against the step with the regulariser too.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from cartok.scaling.numbers import shown
+
+Say = Callable[[str], None]
+"""Takes a line for people as soon as it is known."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,23 @@ class Number:
         return plain
 
 
+class Numbers:
+    """Numbers of a bench in the order they are known, each said at once."""
+
+    def __init__(self, say: Say, goals: dict[str, Goal] | None = None):
+        self._say, self._goals = say, goals or {}
+        self._known: dict[str, Number] = {}
+
+    def add(self, name: str, value: float, unit: str) -> None:
+        """Takes a number, and says what it is held against."""
+        self._known[name] = Number(name, value, unit, self._goals.get(name))
+        self._say(self._known[name].row)
+
+    def to_json(self) -> dict[str, Any]:
+        """By name, as plain JSON values."""
+        return {name: number.to_json() for name, number in self._known.items()}
+
+
 def goals_at(batch: int, ranks: int = 1) -> dict[str, Goal]:
     """The goals of a bench whose training step has this batch; of two GPUs, one more."""
     if batch >= LEAST_BATCH:
@@ -126,12 +147,18 @@ def prior_goals(recipe: str, batch: int) -> dict[str, Goal]:
     }
 
 
-def sampler_goals(recipe: str, images: int) -> dict[str, Goal]:
-    """The goals of ``bench sampler`` for a size of prior and pictures drawn at once."""
-    case = (recipe, images)
-    goals = {"warm_up": Goal(target=WARM_UP, better="lower")}
-    if case in PEER_TOKEN:
-        goals["token"] = Goal(peer=PEER_TOKEN[case], better="lower")
-    if case in GAPS:
-        goals["gap"] = Goal(target=GAPS[case], better="lower")
+def sampler_goals(recipe: str, images: tuple[int, ...]) -> dict[str, Goal]:
+    """The goals of ``bench sampler`` for a size of prior and numbers of pictures drawn at once."""
+    goals = {}
+    for num in images:
+        goals[f"at_{num}.warm_up"] = Goal(target=WARM_UP, better="lower")
+        if (recipe, num) in PEER_TOKEN:
+            goals[f"at_{num}.token"] = Goal(peer=PEER_TOKEN[recipe, num], better="lower")
+        if (recipe, num) in GAPS:
+            goals[f"at_{num}.gap"] = Goal(target=GAPS[recipe, num], better="lower")
     return goals
+
+
+def has_goals(device: str, side: int, codebook_size: int) -> bool:
+    """Targets and peer of priors are of 16x16 tokens of 16,384 codes on an H100."""
+    return "H100" in device and (side, codebook_size) == (16, 16384)

@@ -13,8 +13,10 @@ from statistics import median
 import torch
 
 from cartok.core.errors import UserError
+from cartok.core.parallel import World
 from cartok.core.run import peak_memory_bytes
 
+GIB = 2**30
 _CALLS, _REPEATS = 16, 5
 
 
@@ -86,6 +88,24 @@ def peak_of(device: torch.device) -> Peak:
     if device.type != "cuda":
         return Peak(allocated, allocated)
     return Peak(allocated, torch.cuda.max_memory_reserved(device))
+
+
+def refuse_slow(subject: str, world: World, tiny: bool) -> None:
+    """Refuses several processes, and a bench of full size without a GPU.
+
+    Raises:
+        UserError: says which.
+    """
+    if world.size > 1:
+        raise UserError(
+            f"bench {subject} runs in one process, but there are {world.size}; start it without "
+            "torchrun"
+        )
+    if world.device.type != "cuda" and not tiny:
+        raise UserError(
+            "a bench of this size needs a CUDA GPU and would take hours without one, but the "
+            f"device is {world.device.type}; give --tiny to see that it runs"
+        )
 
 
 @contextmanager
