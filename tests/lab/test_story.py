@@ -193,9 +193,10 @@ def test_classes_are_mixed_by_a_plus(story, tmp_path):
     first, second, *_ = Prior.from_pretrained(story / "prior").classes
     code = main(["sample", "--prior", str(story / "prior"), "--device", "cpu", "--num", "4",
                  "--tokenizer", str(story / "tokenizer"), "--out", str(tmp_path / "mixed"),
-                 "--labels", f"{first}+{second}", first])  # fmt: skip
+                 "--first-index", "6", "--labels", f"{first}+{second}", first])  # fmt: skip
     assert code == 0
     found = {path.name for path in (tmp_path / "mixed/pictures").iterdir()}
+    assert (tmp_path / "mixed/pictures" / first / "000009.png").exists()
     assert found == {f"{first}+{second}", first}
 
 

@@ -1,6 +1,6 @@
 """Pictures out of a prior, into a folder; pictures out of folders, into scores."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -33,19 +33,16 @@ from cartok.metrics.score import Score
 from cartok.metrics.suite import Featurised, featurise, score_pictures
 from cartok.prior.model import Prior
 from cartok.sampling.editing import kept_of, region
+from cartok.sampling.options import SamplingConfig
 from cartok.sampling.sampler import Sampler, balanced_labels
 from cartok.tokenizer.model import Tokenizer
 
 _ON_GRID = 64
-_OPTIONS = (
-    "seed", "guidance", "schedule", "power", "interval", "temperature", "top_k", "top_p", "min_p",
-    "batch",
-)  # fmt: skip
-"""What is passed on to the sampler."""
+_OPTIONS = {field.name for field in fields(SamplingConfig)} - {"first_index"}
 
 
 @config
-class SampleConfig:
+class SampleConfig(SamplingConfig):
     """What is drawn, and how."""
 
     num: int = 64
@@ -54,27 +51,11 @@ class SampleConfig:
     """Class names or numbers, taken in turn; all classes in turn if none is given. Those joined by
     a + are mixed to equal parts."""
     seed: int = 0
-    guidance: float = 1.0
-    """1: none; the paper searches 1.5 to 2.25."""
-    schedule: str = "constant"
-    """Of the guidance over positions: constant, linear or cosine."""
-    power: float = 1.0
-    """Of the share of tokens that a schedule sees; above 1, guidance comes late."""
-    interval: tuple[float, float] = (0.0, 1.0)
-    """Shares of the tokens between which there is guidance."""
-    temperature: float = 1.0
-    top_k: int = 0
-    """0: all codes."""
-    top_p: float = 1.0
-    """Bars all but the fewest codes that together reach this probability."""
-    min_p: float = 0.0
-    """Bars codes less likely than this share of the likeliest."""
-    batch: int = 64
-    """Pictures at once; the pictures do not depend on it."""
 
     def __post_init__(self):
-        if self.num < 1 or self.batch < 1:
-            raise ValueError(f"num and batch must be at least 1: {self.num}, {self.batch}")
+        super().__post_init__()
+        if self.num < 1:
+            raise ValueError(f"num is at least 1, but is {self.num}")
 
 
 @config
@@ -125,7 +106,8 @@ def run_sample(
             stays = None if kept is None else kept.tokens.expand(len(some), -1)
             pixels = pixels_of(_drawn(sampler, some, config, start, stays)).cpu()
             for index, item in enumerate(pixels, start):
-                path = folder / names[index].replace("/", "-") / f"{index:06d}.png"
+                number = config.first_index + index
+                path = folder / names[index].replace("/", "-") / f"{number:06d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Picture.fromarray(item.permute(1, 2, 0).numpy()).save(path)
             shown += [pixels] if start < _ON_GRID else []
@@ -146,7 +128,8 @@ def _drawn(
     sampler: Sampler, labels: Labels | Mixtures, config: SampleConfig, first_index: int,
     kept: TokenSequence | None,
 ) -> Image:  # fmt: skip
-    options = {field: getattr(config, field) for field in _OPTIONS}
+    options = {name: getattr(config, name) for name in _OPTIONS}
+    first_index += config.first_index
     return sampler.sample(labels, first_index=first_index, kept=kept, **options)
 
 

@@ -26,7 +26,8 @@ class SamplingConfig:
     min_p: float = 0.0
     """Bars codes less likely than this share of the likeliest."""
     batch: int = 64
-    """Pictures at once; twice as many rows run when guided."""
+    """Pictures at once; twice as many rows run when guided. In float32 the pictures do not depend
+    on it."""
     first_index: int = 0
     """Of the first label; the others follow."""
 
