@@ -92,6 +92,12 @@ def test_a_single_value_and_a_flat_curve_are_drawn():
 def test_names_of_dots_that_lie_close_do_not_lie_on_each_other():
     lines = [[Dot(f"arm-{i}", 1.0 + 0.1 * (i % 4), 2.0 + 0.1 * (i // 4), i)] for i in range(12)]
     lines += [[Dot("far", 3.0, 4.0, 0)]]
+    corners = [Dot("", 0.5, 1.5, 0), Dot("", 3.6, 4.6, 0)]  # so that both planes are as large
+    bare, ringed = (
+        re.search(r'x="[-\d.]+" y="[-\d.]+"[^>]*>far<', plane_chart(lines, alone, "x", "y", "l"))[0]
+        for alone in (corners, [*corners, Dot("", 3.1, 4.1, 0)])
+    )
+    assert bare != ringed  # the name makes room for a small dot
     text = plane_chart(lines, [], "x", "y", "label")
     found = re.findall(r'x="([-\d.]+)" y="([-\d.]+)"[^>]*>(arm-\d+|far)<', text)
     assert len(found) == 13

@@ -101,7 +101,7 @@ def plane_chart(
             [dot.x for dot in line], [dot.y for dot in line], marker="o", **_style(line[0].tone)
         )
     axes.margins(0.14)
-    _name(axes, [dot for line in lines for dot in line])
+    _name(axes, [dot for line in lines for dot in line], alone)
     for axis, name in ((axes.xaxis, x), (axes.yaxis, y)):
         axis.set_label_text(name, color=INK)
         axis.set_major_locator(MaxNLocator(6))
@@ -109,15 +109,16 @@ def plane_chart(
     return _svg(figure, label)
 
 
-def _name(axes: Axes, dots: Sequence[Dot]) -> None:
-    """Writes each dot's name where it covers least of other dots and names, as near as can be.
+def _name(axes: Axes, dots: Sequence[Dot], others: Sequence[Dot]) -> None:
+    """Writes each dot's name where it covers least of all dots and names, as near as can be.
 
     In points; a letter is taken to be as wide as most are. A name that had to go far is led to.
     """
     axes.autoscale_view()
-    places = axes.transData.transform([(dot.x, dot.y) for dot in dots]) * 72 / axes.figure.dpi
+    both = [(dot.x, dot.y) for dot in (*dots, *others)]
+    places = axes.transData.transform(both) * 72 / axes.figure.dpi
     taken: list[Box] = [(x - 3, y - 3, x + 3, y + 3) for x, y in places.tolist()]
-    for dot, (x, y) in zip(dots, places.tolist(), strict=True):
+    for dot, (x, y) in zip(dots, places.tolist(), strict=False):
         width = 0.55 * _NAMES * len(dot.name)
         beside = [(side, up) for side in (5.0, -5.0 - width) for up in (4.0, -9.0)]
         above = [(-width / 2, 6.0), (-width / 2, -12.0)]
