@@ -7,8 +7,9 @@ from cartok.core.errors import UserError
 from cartok.core.precision import keep_weights_in
 from cartok.layers import TransformerConfig
 from cartok.prior.model import Prior, PriorConfig
+from cartok.sampling.drawing import codes_at
 from cartok.sampling.guidance import guided
-from cartok.sampling.sampler import Sampler, balanced_labels, codes_at, uniforms
+from cartok.sampling.sampler import Sampler, balanced_labels, uniforms
 
 
 class PaintingTokenizer:
@@ -107,11 +108,9 @@ def test_tokens_are_those_of_uncached_ancestral_sampling(guidance, grid):
 
 def test_no_second_half_runs_without_guidance(monkeypatch):
     sampler, rows = small_sampler(), []
-    step = sampler.prior.step
+    plain = sampler.prior.logits_after
     monkeypatch.setattr(
-        sampler.prior,
-        "step",
-        lambda previous, cache: rows.append(len(previous)) or step(previous, cache),
+        sampler.prior, "logits_after", lambda x, cache: rows.append(len(x)) or plain(x, cache)
     )
     sampler.sample_tokens([0, 1, 2], 1, 1.0)
     sampler.sample_tokens([0, 1, 2], 1, 1.5)

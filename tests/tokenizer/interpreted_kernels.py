@@ -140,6 +140,6 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore", "overflow encountered in exp")  # a sigmoid that is 0
     asked = json.loads(sys.stdin.readline())
     answers = {name: Case(**case).errors() for name, case in asked.items()}
-    answers["can run"] = {"at all": float(not fused.works(torch.device("cpu")))}
+    answers["can run"] = {"at all": float(not blocks._kernels_work(torch.device("cpu")))}
     answers |= {f"codec {levels}": whole_codec(levels) for levels in (0, 2)}
     print(json.dumps(answers))

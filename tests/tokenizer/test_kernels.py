@@ -87,9 +87,9 @@ def test_a_kernel_is_tried_before_it_is_relied_on(errors):
 
 
 def test_where_triton_cannot_compile_plain_torch_is_taken_and_said(caplog):
-    from cartok.tokenizer import fused
+    from cartok.tokenizer import blocks
 
-    assert not fused.works(torch.device("cpu"))
+    assert not blocks._kernels_work.__wrapped__(torch.device("cpu"))
     (message,) = caplog.messages
     assert re.match(r"the codec's GPU kernels cannot run on cpu \(.+\): it takes plain", message)
 

@@ -1,11 +1,14 @@
 """Networks compiled for training steps, and run as they are written in everything else."""
 
+import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
+
+from cartok.core.errors import warn
 
 
 def compile_in_place(modules: Iterable[nn.Module]) -> None:
@@ -27,3 +30,23 @@ def as_written() -> AbstractContextManager[object]:
     if "torch._dynamo" not in sys.modules:  # nothing is compiled; loading it takes seconds
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
+
+
+def kernels_work(device: torch.device, run_one: Callable[[], object], whose: str) -> bool:
+    """True if triton can compile and run a kernel there; a failure is told in a warning.
+
+    The first kernel of a process needs a C compiler and the headers of Python.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        with torch.no_grad():
+            run_one()
+    except Exception as error:  # whatever a compiler, a driver or an old triton raises
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        warn(
+            f"the {whose}'s GPU kernels cannot run on {device} ({reason}): it takes plain torch, "
+            "which is several times slower; a C compiler and Python's headers must be there"
+        )
+        return False
+    return True

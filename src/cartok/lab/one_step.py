@@ -15,7 +15,8 @@ from cartok.lab.evaluations import BATCH
 from cartok.metrics.reconstruction import psnr_db
 from cartok.prior.model import Prior
 from cartok.prior.train import first_views
-from cartok.sampling.sampler import codes_at, uniforms
+from cartok.sampling.drawing import codes_at
+from cartok.sampling.sampler import uniforms
 from cartok.tokenizer.model import Tokenizer
 
 

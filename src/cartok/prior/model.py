@@ -120,12 +120,20 @@ class Prior(nn.Module):
         one the token drawn before it.
         """
         if cache.filled:
-            x = self.token_embedding(previous)
-        elif previous.is_floating_point():  # a mixture lies between the vectors of its classes
-            table = self.class_embedding.weight
-            x = previous.to(table.dtype) @ table
-        else:
-            x = self.class_embedding(self._class_rows(previous, None))
+            return self.logits_after(self.token_embedding(previous), cache)
+        return self.logits_after(self.vectors_of_classes(previous), cache)
+
+    def vectors_of_classes(self, labels: Labels | Mixtures) -> Float[Tensor, "batch width"]:
+        """What stands before the first token; a mixture's lies between those of its classes."""
+        if not labels.is_floating_point():
+            return self.class_embedding(self._class_rows(labels, None))
+        table = self.class_embedding.weight
+        return labels.to(table.dtype) @ table
+
+    def logits_after(
+        self, x: Float[Tensor, "batch width"], cache: KeyValueCache
+    ) -> Float[Tensor, "batch code"]:
+        """Logits of the token that follows ``x``, a vector for the next position of ``cache``."""
         return self.head(self.transformer(self.dropout(x[:, None]), self.rotary, cache)[:, 0])
 
     def save(self, folder: Path) -> None:

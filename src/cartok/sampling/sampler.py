@@ -14,24 +14,17 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from cartok.core.config import config_of
 from cartok.core.errors import UserError
 from cartok.core.shapes import Image, Labels, Mixtures, Tokens, TokenSequence
 from cartok.prior.model import Prior
-from cartok.sampling.guidance import (
-    Scores,
-    guided,
-    min_p,
-    scales_of,
-    tempered,
-    top_k,
-    top_p,
-)
+from cartok.sampling.drawing import BatchDrawing
+from cartok.sampling.guidance import scales_of
 from cartok.sampling.options import SamplingConfig
-from cartok.sampling.recorded import Drawn, Replays, ToDraw
+from cartok.sampling.recorded import Draws, ToDraw
 
 
 @runtime_checkable
@@ -51,7 +44,7 @@ class TokenDecoder(Protocol):
 class Sampler:
     """Draws pictures from a prior whose tokens ``tokenizer`` made, with a KV cache.
 
-    On a GPU, from the second batch of one kind on, by replaying a CUDA graph.
+    On a GPU by replaying one step, recorded as a CUDA graph.
 
     Raises:
         UserError: the prior was trained on another tokenizer's tokens.
@@ -66,7 +59,7 @@ class Sampler:
             )
         self.prior = prior
         self.tokenizer = tokenizer
-        self._replays = Replays()
+        self._draws = Draws()
 
     def sample(
         self,
@@ -121,15 +114,14 @@ class Sampler:
             dtype=torch.float64,
             device=labels.device,
         )
-        draw = partial(self._draw_batch, choice=choice)
         key = (labels.dtype, self._key_of(choice))
         with torch.inference_mode(), _evaluating(self.prior), _without_cudnn():
             for start in range(0, len(labels), choice.batch):
                 some = labels[start : start + choice.batch]
                 noise = uniforms(seed, choice.first_index + start, len(some), num_positions)
                 stop = start + len(some)
-                noise = noise.to(labels.device)
-                drawn = self._replays(draw, ToDraw(some, noise, scales, kept[start:stop]), key)
+                batch = ToDraw(some, noise.to(labels.device), scales, kept[start:stop])
+                drawn = self._draws(partial(BatchDrawing, self.prior, choice, batch), batch, key)
                 if not drawn.all_finite:
                     raise UserError(
                         "the prior gives logits that are not finite, so nothing can be drawn; its "
@@ -197,31 +189,6 @@ class Sampler:
         filters = (choice.temperature, choice.top_k, choice.min_p, choice.top_p)
         return (places, precision, choice.guidance != 1, *filters)
 
-    def _no_class(self, like: Labels | Mixtures) -> Labels | Mixtures:
-        if not like.is_floating_point():
-            return torch.full_like(like, self.prior.config.num_classes)
-        shares = torch.zeros_like(like)
-        shares[:, -1] = 1
-        return shares
-
-    def _draw_batch(self, batch: ToDraw, choice: SamplingConfig) -> Drawn:
-        """Tokens of one batch; guided, its unconditional twin runs as more rows of the batch."""
-        labels, is_guided = batch.labels, choice.guidance != 1
-        previous = torch.cat([labels, self._no_class(labels)]) if is_guided else labels
-        cache = self.prior.empty_cache(len(previous))
-        drawn, all_finite = [], torch.ones((), dtype=torch.bool, device=labels.device)
-        for position in range(self.prior.config.num_tokens):
-            logits = self.prior.step(previous, cache).double()
-            all_finite &= logits.isfinite().all()
-            if is_guided:
-                logits = guided(*logits.chunk(2), batch.scales[position])
-            logits = top_k(tempered(logits, choice.temperature), choice.top_k)
-            logits = top_p(min_p(logits, choice.min_p), choice.top_p)
-            code, stays = codes_at(logits, batch.noise[:, position]), batch.kept[:, position]
-            drawn.append(torch.where(stays >= 0, stays, code))
-            previous = drawn[-1].repeat(2) if is_guided else drawn[-1]
-        return Drawn(torch.stack(drawn, dim=1), all_finite)
-
 
 def uniforms(
     seed: int, first_index: int, num: int, num_positions: int
@@ -234,19 +201,6 @@ def uniforms(
     keys = [np.array([seed, index], dtype=np.uint64) for index in indices]
     bits = np.stack([np.random.Philox(key=key).random_raw(num_positions) for key in keys])
     return torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53)
-
-
-def codes_at(logits: Scores, uniform: Float[Tensor, " batch"]) -> Integer[Tensor, " batch"]:
-    """The code at each ``uniform`` of the cumulative softmax: code c for a share p(c) of [0, 1).
-
-    In float64. A code of probability 0 is never drawn, not even at the ends.
-    """
-    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    below_total = torch.nextafter(total, torch.zeros_like(total))
-    aim = torch.minimum(uniform[:, None] * total, below_total)
-    drawn = torch.searchsorted(cumulative, aim, right=True)[:, 0]
-    return drawn.clamp(max=logits.shape[-1] - 1)  # past the end only if not a number
 
 
 def balanced_labels(num: int, num_classes: int) -> Labels:

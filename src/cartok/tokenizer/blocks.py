@@ -5,13 +5,13 @@ passes of our own (``fused``): the same numbers, but for rounding.
 """
 
 import functools
-import importlib.util
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cartok.core.compiled import kernels_work
 from cartok.core.precision import full_precision
 
 _PLAIN_CELLS = 1024
@@ -189,8 +189,9 @@ def runs_fused(x: Tensor) -> bool:
 
 @functools.cache
 def _kernels_work(device: torch.device) -> bool:
-    if importlib.util.find_spec("triton") is None:
-        return False
-    from cartok.tokenizer import fused
+    def run_one() -> None:
+        from cartok.tokenizer import fused
 
-    return fused.works(device)
+        fused.run_one(device)
+
+    return kernels_work(device, run_one, "codec")

@@ -1,0 +1,187 @@
+"""A prior's step while it draws: as it is written, or on a GPU as a few kernels in fixed places.
+
+Both take the vectors of the tokens drawn last and give logits of the next ones. The second keeps
+everything in tensors that are allocated once and reads the position from one of them, so a step
+can be recorded, and serves every position.
+"""
+
+import functools
+import math
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from cartok.core.compiled import kernels_work
+from cartok.layers import Block
+from cartok.prior.model import Prior
+
+Vectors = Float[Tensor, "row width"]
+Logits = Float[Tensor, "row code"]
+Position = Int[Tensor, " 1"]
+
+_TALL = 16
+"""The most rows of a product that is a kernel of ours: one tile of a tensor core."""
+
+
+@runtime_checkable  # for the checks that run in tests
+class Decoder(Protocol):
+    """Rows of tokens, one step after another."""
+
+    def restart(self) -> None:
+        """Forgets what was seen."""
+        ...
+
+    def logits(self, x: Vectors, position: Position) -> Logits:
+        """Of the tokens that follow ``x``, which stands at ``position``; steps go up by one."""
+        ...
+
+
+def decoder_of(prior: Prior, rows: int) -> Decoder:
+    """The faster one that runs where the prior lies."""
+    return FusedDecoder(prior, rows) if runs_fused(prior) else PlainDecoder(prior, rows)
+
+
+def runs_fused(prior: Prior) -> bool:
+    """True on an NVIDIA GPU, for weights that are kept in the precision they are used in."""
+    kinds = {weight.dtype for weight in prior.parameters()}
+    return (
+        prior.rotary.is_cuda
+        and torch.version.hip is None
+        and not torch.is_autocast_enabled("cuda")
+        and len(kinds) == 1
+        and kinds <= {torch.float32, torch.float16, torch.bfloat16}
+        and _kernels_work(prior.rotary.device)
+    )
+
+
+@functools.cache
+def _kernels_work(device: torch.device) -> bool:
+    def run_one() -> None:
+        from cartok.sampling.kernels import norm_kernel
+
+        kernel: Any = norm_kernel  # triton's own annotations contradict its calls
+        x = torch.zeros(1, 1, device=device)
+        kernel[(1,)](x, x, x, 1, 1.0, wide=1)
+
+    return kernels_work(device, run_one, "sampler")
+
+
+class PlainDecoder:
+    """The prior's own modules, with a cache that grows."""
+
+    def __init__(self, prior: Prior, rows: int) -> None:
+        self._prior, self._rows = prior, rows
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was seen."""
+        self._cache = self._prior.empty_cache(self._rows)
+
+    def logits(self, x: Vectors, position: Position) -> Logits:
+        """Of the tokens that follow ``x``."""
+        return self._prior.logits_after(x, self._cache)
+
+
+class FusedDecoder:
+    """``kernels`` between the products of matrices, and for few rows in their place.
+
+    Weights are read where they lie, so what is changed in place is seen.
+    """
+
+    def __init__(self, prior: Prior, rows: int) -> None:
+        from cartok.sampling import kernels  # triton, only where it can run
+
+        self._kernels: Any = kernels
+        self._prior, self._rows = prior, rows
+        net, like = prior.config.transformer, prior.head.weight
+        self._half = net.head_dim // 2
+        cache = (net.depth, rows, net.heads, prior.config.num_tokens, net.head_dim)
+        self._keys, self._values = like.new_zeros(cache), like.new_zeros(cache)
+        self._rotary = prior.rotary.contiguous()
+        self._is_thin = rows <= _TALL and like.dtype != torch.float32
+        self._tile = 128 if rows * net.heads < 512 else 64  # positions at once; few heads, more
+        self._stream = like.new_empty(rows, net.width)
+
+    def restart(self) -> None:
+        """Nothing to forget: no position is read before it has been written."""
+
+    def logits(self, x: Vectors, position: Position) -> Logits:
+        """Of the tokens that follow ``x``; ``position`` is read when the kernels run."""
+        stream = self._stream.copy_(x)
+        transformer = self._prior.transformer
+        for index, block in enumerate(transformer.blocks):
+            assert isinstance(block, Block)
+            feed, attention = block.feed, block.attention
+            qkv = self._product(stream, attention.qkv.weight, block.attention_norm)
+            mixed = self._attend(qkv, index, block, position)
+            self._add(stream, mixed, attention.out.weight)
+            hidden = self._gated(stream, feed.gate_up.weight, block.feed_norm)
+            self._add(stream, hidden, feed.down.weight)
+        return self._product(stream, self._prior.head.weight, transformer.norm)
+
+    def _attend(self, qkv: Tensor, index: int, block: Block, position: Position) -> Tensor:
+        net, half = self._prior.config.transformer, self._half
+        mixed = qkv.new_empty(self._rows, net.width)
+        query_norm, key_norm = block.attention.query_norm, block.attention.key_norm
+        self._kernels.attend_kernel[self._rows, net.heads](
+            qkv, query_norm.weight, key_norm.weight, self._rotary, self._keys[index],
+            self._values[index], position, mixed, net.heads, self._keys.shape[3], half,
+            query_norm.eps, 1 / math.sqrt(net.head_dim), normed=True, wide=_power(half),
+            tile=self._tile, num_warps=self._tile // 16,
+        )  # fmt: skip
+        return mixed
+
+    def _product(self, x: Tensor, weight: Tensor, norm: Any) -> Tensor:
+        """Of normalised rows."""
+        if self._is_thin:
+            return self._thin(x, weight, norm, x.new_empty(len(x), len(weight)))
+        return F.linear(self._normal(x, norm), weight)
+
+    def _gated(self, x: Tensor, weight: Tensor, norm: Any) -> Tensor:
+        """Of normalised rows: silu(gate) * up."""
+        out = x.new_empty(len(x), len(weight) // 2)
+        if self._is_thin:
+            return self._thin(x, weight, norm, out, gated=True)
+        both, tile = F.linear(self._normal(x, norm), weight), 1024
+        grid = (len(x), _parts(out.shape[1], tile))
+        self._kernels.gate_kernel[grid](both, out, out.shape[1], tile=tile)
+        return out
+
+    def _add(self, stream: Tensor, x: Tensor, weight: Tensor) -> None:
+        if self._is_thin:
+            self._thin(x, weight, None, stream, adds=True)
+        else:
+            stream.addmm_(x, weight.t())
+
+    def _normal(self, x: Tensor, norm: Any) -> Tensor:
+        out, width = torch.empty_like(x), x.shape[1]
+        self._kernels.norm_kernel[(len(x),)](
+            x, norm.weight, out, width, norm.eps, wide=_power(width)
+        )
+        return out
+
+    def _thin(
+        self, x: Tensor, weight: Tensor, norm: Any, out: Tensor,
+        gated: bool = False, adds: bool = False,
+    ) -> Tensor:  # fmt: skip
+        outputs = out.shape[1]
+        tile = 16 if outputs >= 2560 else 8  # so that every multiprocessor has a part
+        deep = 256 if gated else 512
+        self._kernels.product_kernel[(_parts(outputs, tile),)](
+            x, weight, weight if norm is None else norm.weight, out, len(x), x.shape[1], outputs,
+            0.0 if norm is None else norm.eps, normed=norm is not None, gated=gated, adds=adds,
+            tall=_TALL, tile=tile, deep=deep, num_warps=4, num_stages=4,
+        )  # fmt: skip
+        return out
+
+
+def _power(number: int) -> int:
+    """The least power of two that is no smaller."""
+    return 1 << (number - 1).bit_length()
+
+
+def _parts(length: int, tile: int) -> int:
+    return -(-length // tile)

@@ -1,0 +1,85 @@
+"""One batch of tokens on the way: guidance, filters and the draw, a step at a time.
+
+All that changes from step to step lies in tensors of fixed places, the position among them.
+"""
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from cartok.core.shapes import Labels, Mixtures
+from cartok.prior.model import Prior
+from cartok.sampling.decoding import PlainDecoder, decoder_of
+from cartok.sampling.guidance import Scores, guided, min_p, tempered, top_k, top_p
+from cartok.sampling.options import SamplingConfig
+from cartok.sampling.recorded import Drawn, ToDraw
+
+
+class BatchDrawing:
+    """As many pictures as ``like`` has labels; guided, their unconditional twins are more rows."""
+
+    def __init__(self, prior: Prior, choice: SamplingConfig, like: ToDraw) -> None:
+        self._prior, self._choice = prior, choice
+        self._batch = like.copied()
+        self._is_guided = choice.guidance != 1
+        self.rows, self.num_positions = like.kept.shape
+        decoded = self.rows * (1 + self._is_guided)
+        self._decoder = decoder_of(prior, decoded)
+        self.is_fixed = not isinstance(self._decoder, PlainDecoder)
+        table = prior.token_embedding.weight
+        self._x = table.new_empty(decoded, table.shape[1])
+        self._position = torch.zeros(1, dtype=torch.long, device=table.device)
+        self._tokens = torch.zeros_like(self._batch.kept)
+        self._all_finite = torch.ones((), dtype=torch.bool, device=table.device)
+
+    def start(self, batch: ToDraw) -> None:
+        """Begins with a batch of as many rows."""
+        self._batch.put(batch)
+        self._decoder.restart()
+        self._position.zero_()
+        self._all_finite.fill_(True)
+        labels = self._batch.labels
+        if self._is_guided:
+            labels = torch.cat([labels, self._no_class(labels)])
+        self._x.copy_(self._prior.vectors_of_classes(labels))
+
+    def step(self) -> None:
+        """Draws one token of each picture."""
+        choice, batch, position = self._choice, self._batch, self._position
+        logits = self._decoder.logits(self._x, position).double()
+        self._all_finite &= logits.isfinite().all()
+        if self._is_guided:
+            logits = guided(*logits.chunk(2), batch.scales.index_select(0, position))
+        logits = top_k(tempered(logits, choice.temperature), choice.top_k)
+        logits = top_p(min_p(logits, choice.min_p), choice.top_p)
+        code = codes_at(logits, batch.noise.index_select(1, position)[:, 0])
+        stays = batch.kept.index_select(1, position)[:, 0]
+        code = torch.where(stays >= 0, stays, code)
+        self._tokens.index_copy_(1, position, code[:, None])
+        vectors = self._prior.token_embedding(code)
+        self._x.copy_(vectors.repeat(2, 1) if self._is_guided else vectors)
+        position += 1
+
+    def drawn(self) -> Drawn:
+        """What has been drawn; good until the next start."""
+        return Drawn(self._tokens, self._all_finite)
+
+    def _no_class(self, like: Labels | Mixtures) -> Labels | Mixtures:
+        if not like.is_floating_point():
+            return torch.full_like(like, self._prior.config.num_classes)
+        shares = torch.zeros_like(like)
+        shares[:, -1] = 1
+        return shares
+
+
+def codes_at(logits: Scores, uniform: Float[Tensor, " batch"]) -> Integer[Tensor, " batch"]:
+    """The code at each ``uniform`` of the cumulative softmax: code c for a share p(c) of [0, 1).
+
+    In float64. A code of probability 0 is never drawn, not even at the ends.
+    """
+    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    below_total = torch.nextafter(total, torch.zeros_like(total))
+    aim = torch.minimum(uniform[:, None] * total, below_total)
+    drawn = torch.searchsorted(cumulative, aim, right=True)[:, 0]
+    return drawn.clamp(max=logits.shape[-1] - 1)  # past the end only if not a number

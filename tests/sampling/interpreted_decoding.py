@@ -1,0 +1,80 @@
+"""Runs the sampler's GPU kernels on the CPU, in triton's interpreter, beside the prior as written.
+
+The tests run it as a script, since triton reads TRITON_INTERPRET when it is imported. It answers
+with a line of JSON: by case how far logits are off at the worst position, over the largest of them.
+The interpreter multiplies no bfloat16, so float16 stands for both.
+"""
+
+import json
+import os
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+
+from cartok.layers import TransformerConfig
+from cartok.prior.model import Prior, PriorConfig
+from cartok.sampling import decoding
+from cartok.sampling.decoding import FusedDecoder, PlainDecoder
+from cartok.sampling.sampler import Sampler
+
+CASES: dict[str, Any] = {
+    "many rows": {"thin": False},
+    "few rows": {"thin": True},
+    "heads that fill no power of two": {"thin": True, "width": 20, "heads": 1},
+    "many rows in float16": {"thin": False, "dtype": torch.float16},
+    "few rows in float16": {"thin": True, "dtype": torch.float16},
+}
+
+
+class Painter:
+    digest = "painter"
+
+    def image_of(self, tokens):
+        return tokens[:, None].float()
+
+
+def prior_of(width=16, heads=2):
+    torch.manual_seed(0)
+    net = TransformerConfig(width=width, depth=1, heads=heads, hidden_multiple=8)
+    config = PriorConfig(transformer=net, codebook_size=11, grid=(2, 2), num_classes=4)
+    prior = Prior(config, tokenizer_digest="painter").eval()
+    with torch.no_grad():
+        for weight in prior.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    return prior
+
+
+def off(thin, dtype=torch.float32, rows=2, **shape):
+    """Of the kernels, and of the prior as written, from it in float64 with weights so rounded."""
+    prior = prior_of(**shape).to(dtype)
+    exact = prior_of(**shape).double()
+    exact.load_state_dict({name: weight.double() for name, weight in prior.state_dict().items()})
+    fused, plain = FusedDecoder(prior, rows), PlainDecoder(prior, rows)
+    fused._is_thin, fused._tile = thin, 2
+    truth, worst = PlainDecoder(exact, rows), {"kernels": 0.0, "as written": 0.0}
+    for position in range(prior.config.num_tokens):
+        x, at = prior.token_embedding(torch.tensor([3, position])), torch.tensor([position])
+        wanted = truth.logits(x.double(), at)
+        for name, decoder in (("kernels", fused), ("as written", plain)):
+            found = decoder.logits(x, at).double()
+            error = float((found - wanted).abs().max() / wanted.abs().max())
+            worst[name] = max(worst[name], error)
+    return worst
+
+
+def tokens_that_differ():
+    """Of all that are drawn, by kernels in batches of two and by the prior as written."""
+    labels = [0, 1, 2]
+    plain = Sampler(prior_of(), Painter()).sample_tokens(labels, 3, 2.0)
+    decoding.runs_fused = lambda prior: True
+    fused = Sampler(prior_of(), Painter()).sample_tokens(labels, 3, 2.0, batch=2)
+    return {"of": plain.numel(), "differ": int((fused != plain).sum())}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        answers = {name: off(**case) for name, case in CASES.items()}
+    print(json.dumps(answers | {"tokens": tokens_that_differ()}))

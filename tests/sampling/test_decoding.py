@@ -1,0 +1,48 @@
+"""The sampler's GPU kernels give what the prior gives as it is written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cartok.layers import TransformerConfig
+from cartok.prior.model import Prior, PriorConfig
+from cartok.sampling.decoding import PlainDecoder, decoder_of
+
+SCRIPT = Path(__file__).with_name("interpreted_decoding.py")
+
+
+@pytest.fixture(scope="module")
+def answers():
+    pytest.importorskip("triton")
+    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("rows", ["many rows", "few rows", "heads that fill no power of two"])
+def test_kernels_give_the_priors_logits(answers, rows):
+    assert answers[rows]["kernels"] < 3e-6
+
+
+@pytest.mark.parametrize("rows", ["many rows in float16", "few rows in float16"])
+def test_kernels_round_no_more_than_the_prior_as_written(answers, rows):
+    assert answers[rows]["kernels"] < 2 * answers[rows]["as written"] < 0.02
+
+
+def test_kernels_draw_the_same_tokens(answers):
+    assert answers["tokens"] == {"of": 12, "differ": 0}
+
+
+def test_where_there_is_no_gpu_the_prior_runs_as_it_is_written():
+    net = TransformerConfig(width=16, depth=1, heads=2, hidden_multiple=8)
+    prior = Prior(PriorConfig(transformer=net, codebook_size=11, grid=(2, 3), num_classes=4)).eval()
+    decoder = decoder_of(prior, 2)
+    assert isinstance(decoder, PlainDecoder)
+    with torch.inference_mode():
+        x, at = prior.token_embedding(torch.tensor([1, 2])), torch.tensor([0])
+        first, _ = decoder.logits(x, at), decoder.logits(x, at + 1)
+        decoder.restart()
+        assert torch.equal(decoder.logits(x, at), first)
