@@ -21,7 +21,7 @@ SOURCE = Path(cartok.__file__).parent
 
 # A picture's way through the system, top to bottom.
 ROOMS = ["core", "layers", "data", "frozen", "tokenizer", "prior", "sampling", "metrics", "scaling",
-         "recipes", "lab", "verbs", "__main__"]  # fmt: skip
+         "interop", "recipes", "lab", "verbs", "__main__"]  # fmt: skip
 
 MAY_IMPORT = {
     "core": [],
@@ -33,10 +33,11 @@ MAY_IMPORT = {
     "sampling": ["core", "layers", "tokenizer", "prior"],
     "metrics": ["core", "data", "frozen"],  # anyone's pictures, so no network of ours
     "scaling": ["core"],  # records alone, so it runs on a laptop
+    "interop": ROOMS[:9],  # what others publish, in and out; nothing but the verbs builds on it
     "recipes": ROOMS[:9],
-    "lab": ROOMS[:10],
-    "verbs": ROOMS[:11],
-    "__main__": [room for room in ROOMS[:12] if room != "lab"],  # through the verbs
+    "lab": [*ROOMS[:9], "recipes"],
+    "verbs": ROOMS[:12],
+    "__main__": [room for room in ROOMS[:13] if room != "lab"],  # through the verbs
 }
 
 # Inside a room what does things imports what things are, never the other way round.
@@ -296,11 +297,13 @@ def test_no_machine_is_named():
 
 
 def test_data_sets_are_named_in_recipes_alone():
+    """And in the names of files that others publish."""
     faults = []
     for name, module in MODULES.items():
         numbers = {n.value for n in ast.walk(module.tree) if isinstance(n, ast.Constant)}
         words = " ".join([*texts_of(module), *names_of(module)]).lower()
-        if module.room != "recipes" and (1281167 in numbers or "imagenet" in words):
+        may_name = module.room == "recipes" or name == "interop.published"
+        if not may_name and (1281167 in numbers or "imagenet" in words):
             faults.append(name)
     assert not faults, listed(faults)
 
@@ -416,6 +419,6 @@ def test_every_verb_has_its_function_and_its_line_of_help(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     for verb in VERBS:
-        assert verb.name.replace("-", "_") in defined
+        assert verb.function in defined
         assert f"{verb.name} " in shown
         assert verb.summary in shown

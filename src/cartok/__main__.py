@@ -15,6 +15,11 @@ class Verb:
     on_ranks: bool = False
     """``torchrun`` may start it; of any other verb all ranks would write the same files."""
 
+    @property
+    def function(self) -> str:
+        """The name of what does it in ``verbs``; Python keeps some words for itself."""
+        return "import_" if self.name == "import" else self.name.replace("-", "_")
+
 
 VERBS = (
     Verb("demo", "the whole way on embedded photographs, or on --data PATH, in minutes"),
@@ -24,6 +29,7 @@ VERBS = (
     Verb("extract", "a tokenizer and pictures to token shards"),
     Verb("train-prior", "stage 2: token shards to a prior", on_ranks=True),
     Verb("resume", "go on with a run that was stopped", on_ranks=True),
+    Verb("import", "published weights of LlamaGen or taming-transformers to a model folder"),
     Verb("sample", "a prior and its tokenizer to new pictures"),
     Verb("score", "how far pictures are from reference pictures"),
     Verb("study", "many small trainings that answer one question of the paper"),
@@ -70,7 +76,7 @@ def _run(verb: Verb, arguments: list[str]) -> int:
     from cartok.core.config import explain
     from cartok.core.errors import UserError
 
-    action: Callable[[list[str]], int | None] = getattr(verbs, verb.name.replace("-", "_"))
+    action: Callable[[list[str]], int | None] = getattr(verbs, verb.function)
     try:
         return action(arguments) or 0
     except UserError as error:

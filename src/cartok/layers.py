@@ -150,8 +150,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = config.heads
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.query_norm = RMSNorm(config.head_dim)
-        self.key_norm = RMSNorm(config.head_dim)
+        self.query_norm: nn.Module = RMSNorm(config.head_dim)
+        self.key_norm: nn.Module = RMSNorm(config.head_dim)
         self.out = nn.Linear(config.width, config.width, bias=False)
 
     def forward(self, x: Sequence, rotary: Rotary, cache: LayerCache | None = None) -> Sequence:
@@ -233,6 +233,12 @@ class Transformer(nn.Module):
             else:
                 into = name.endswith(("out.weight", "down.weight"))
                 nn.init.normal_(weight, std=into_stream if into else 0.02)
+
+    def leave_out_query_key_norm(self) -> None:
+        """Attends with queries and keys as they are projected, as weights of others may need."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.query_norm = module.key_norm = nn.Identity()
 
     def empty_cache(self, batch: int, length: int) -> KeyValueCache:
         """A cache for ``length`` positions, on the device and in the dtype of the weights."""

@@ -2,6 +2,7 @@ import ast
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -230,11 +231,13 @@ def test_a_pickle_in_a_states_place_is_refused_and_not_run(tmp_path, bomb, name)
 
 
 def test_no_module_unpickles():
+    """But one, which reads what others publish and lets a pickle call nothing but its own."""
     found = []
     for path in sorted(Path(cartok.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             found += [f"{path.name}:{node.lineno} {why}" for why in unsafe_things(node)]
-    assert not found
+    (restricted,) = found
+    assert re.fullmatch(r"pickles\.py:\d+ pickle", restricted)
 
 
 def unsafe_things(node):

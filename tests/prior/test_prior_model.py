@@ -1,9 +1,11 @@
+import json
+
 import pytest
 import torch
 
 from cartok.core.config import ConfigError, config_of
 from cartok.core.errors import UserError
-from cartok.layers import TransformerConfig
+from cartok.layers import TransformerConfig, rotate
 from cartok.prior.model import (
     Prior,
     PriorConfig,
@@ -76,6 +78,29 @@ def test_cached_logits_equal_uncached_ones(grid, dtype):
     inputs = [labels, *tokens.unbind(1)[:-1]]
     stepped = torch.stack([prior.step(previous, cache) for previous in inputs], dim=1)
     torch.testing.assert_close(stepped, prior(tokens, labels), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("left_out", [{"query_key_norm": False}, {"class_has_key": False}])
+def test_what_published_priors_lack_can_be_left_out(left_out):
+    prior, without = small_prior(), small_prior(**left_out)
+    without.load_state_dict(prior.state_dict(), strict="class_has_key" in left_out)
+    tokens, labels = some_tokens(prior), torch.tensor([0, 4, 5])
+    logits = without(tokens, labels)
+    torch.testing.assert_close(logits[:, 0], prior(tokens, labels)[:, 0])  # it sees itself alone
+    assert not torch.allclose(logits[:, 1:], prior(tokens, labels)[:, 1:], atol=1e-3)
+    cache = without.empty_cache(3)
+    inputs = [labels, *tokens.unbind(1)[:-1]]
+    stepped = torch.stack([without.step(previous, cache) for previous in inputs], dim=1)
+    torch.testing.assert_close(stepped, logits, rtol=0, atol=1e-5)
+    counted = sum(parameter_census(without.config).values())
+    assert counted == sum(weight.numel() for weight in without.parameters())
+
+
+def test_a_key_of_zero_gives_the_class_a_score_of_zero():
+    prior = small_prior(class_has_key=False)
+    x = torch.randn(1, 2, 1, prior.config.transformer.head_dim)
+    assert torch.equal(rotate(x, prior.rotary[:1]), torch.zeros_like(x))
+    torch.testing.assert_close(prior.rotary[1:], small_prior().rotary[1:])
 
 
 def test_every_parameter_gets_a_gradient():
@@ -195,6 +220,17 @@ def test_a_saved_prior_comes_back_the_same(tmp_path):
     assert back.config == prior.config
     tokens, labels = some_tokens(prior), torch.tensor([0, 1, 2])
     assert torch.equal(back(tokens, labels), prior(tokens, labels))
+
+
+def test_a_folder_of_a_version_that_lacked_a_field_reads_as_of_its_default(tmp_path):
+    prior = small_prior()
+    prior.save(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    stored = json.loads(path.read_text())
+    for field in ("query_key_norm", "class_has_key"):
+        assert stored["config"].pop(field) is True
+    path.write_text(json.dumps(stored))
+    assert Prior.from_pretrained(tmp_path / "model").config == prior.config
 
 
 def test_class_names_that_do_not_fit_are_refused():

@@ -65,14 +65,16 @@ def load_model(source: str | Path, *, kind: str) -> StoredModel:
     return StoredModel(config, tensors, extra, digest_of_weights(config, tensors))
 
 
-def put_tensors(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
-    """Loads weights into a module, strictly.
+def put_tensors(
+    module: nn.Module, tensors: dict[str, Tensor], what: str, *, assign: bool = False
+) -> None:
+    """Loads weights into a module, strictly; with ``assign`` the tensors become the module's own.
 
     Raises:
         UserError: a tensor is missing, left over, or of another shape.
     """
     try:
-        module.load_state_dict(tensors, strict=True)
+        module.load_state_dict(tensors, strict=True, assign=assign)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the weights do not fit {what}: {reason}") from None

@@ -15,7 +15,7 @@ from cartok.core.checkpoint import load_model, put_tensors, save_model
 from cartok.core.config import config, config_of
 from cartok.core.errors import UserError
 from cartok.core.shapes import Labels, Logits, Mixtures, Sequence, TokenSequence
-from cartok.layers import KeyValueCache, Transformer, TransformerConfig, rotary_table
+from cartok.layers import KeyValueCache, Rotary, Transformer, TransformerConfig, rotary_table
 from cartok.prior.surprise import Surprise, surprise_of_states
 
 
@@ -33,6 +33,10 @@ class PriorConfig:
     """Share of training pictures whose class is hidden, so that guidance has something to leave."""
     token_dropout: float = 0.1
     """Dropout on the embeddings (LlamaGen)."""
+    query_key_norm: bool = True
+    """Queries and keys are normalised (paper, A.2); in LlamaGen's published priors they are not."""
+    class_has_key: bool = True
+    """In LlamaGen's published priors its key is zero: every token looks at it with a score of 0."""
 
     def __post_init__(self) -> None:
         """Refuses empty vocabularies and grids, and shares outside [0, 1)."""
@@ -76,13 +80,12 @@ class Prior(nn.Module):
         self.token_embedding = nn.Embedding(config.codebook_size, width)
         self.dropout = nn.Dropout(config.token_dropout)
         self.transformer = Transformer(config.transformer)
+        if not config.query_key_norm:
+            self.transformer.leave_out_query_key_norm()
         self.head = nn.Linear(width, config.codebook_size, bias=False)
         for table in (self.class_embedding, self.token_embedding, self.head):
             nn.init.normal_(table.weight, std=0.02)
-        rotary = rotary_table(
-            *config.grid, config.transformer.head_dim, config.transformer.rope_base, prefix=1
-        )
-        self.register_buffer("rotary", rotary, persistent=False)
+        self.register_buffer("rotary", rotation_of(config), persistent=False)
 
     def forward(
         self, tokens: TokenSequence, labels: Labels, generator: torch.Generator | None = None
@@ -174,6 +177,15 @@ class Prior(nn.Module):
         return labels.masked_fill(draw < self.config.class_dropout, no_class)
 
 
+def rotation_of(config: PriorConfig) -> Rotary:
+    """What queries and keys are turned by, at the class and then at the cells in raster order."""
+    net = config.transformer
+    rotary = rotary_table(*config.grid, net.head_dim, net.rope_base, prefix=1)
+    if not config.class_has_key:
+        rotary[0] = 0  # cosine and sine: a query and a key that are zero
+    return rotary
+
+
 def parameter_census(config: PriorConfig) -> dict[str, int]:
     """Parameters by role; their sum is checked against the module.
 
@@ -187,7 +199,7 @@ def parameter_census(config: PriorConfig) -> dict[str, int]:
         "class_embedding": (config.num_classes + 1) * net.width,
         "attention": net.depth * 4 * net.width**2,
         "feed_forward": net.depth * 3 * net.width * net.hidden,
-        "query_key_norms": net.depth * 2 * net.head_dim,
+        "query_key_norms": config.query_key_norm * net.depth * 2 * net.head_dim,
         "norms": (2 * net.depth + 1) * net.width,
         "head": config.codebook_size * net.width,
     }
