@@ -23,6 +23,7 @@ CASES: dict[str, Any] = {
     "many rows": {"thin": False},
     "few rows": {"thin": True},
     "heads that fill no power of two": {"thin": True, "width": 20, "heads": 1},
+    "weights of others": {"thin": True, "query_key_norm": False, "class_has_key": False},
     "many rows in float16": {"thin": False, "dtype": torch.float16},
     "few rows in float16": {"thin": True, "dtype": torch.float16},
 }
@@ -35,10 +36,10 @@ class Painter:
         return tokens[:, None].float()
 
 
-def prior_of(width=16, heads=2):
+def prior_of(width=16, heads=2, **flags):
     torch.manual_seed(0)
     net = TransformerConfig(width=width, depth=1, heads=heads, hidden_multiple=8)
-    config = PriorConfig(transformer=net, codebook_size=11, grid=(2, 2), num_classes=4)
+    config = PriorConfig(transformer=net, codebook_size=11, grid=(2, 2), num_classes=4, **flags)
     prior = Prior(config, tokenizer_digest="painter").eval()
     with torch.no_grad():
         for weight in prior.parameters():

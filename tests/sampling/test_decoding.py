@@ -22,7 +22,9 @@ def answers():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("rows", ["many rows", "few rows", "heads that fill no power of two"])
+@pytest.mark.parametrize(
+    "rows", ["many rows", "few rows", "heads that fill no power of two", "weights of others"]
+)
 def test_kernels_give_the_priors_logits(answers, rows):
     assert answers[rows]["kernels"] < 3e-6
 

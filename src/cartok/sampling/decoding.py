@@ -97,7 +97,6 @@ class FusedDecoder:
         self._kernels: Any = kernels
         self._prior, self._rows = prior, rows
         net, like = prior.config.transformer, prior.head.weight
-        self._half = net.head_dim // 2
         cache = (net.depth, rows, net.heads, prior.config.num_tokens, net.head_dim)
         self._keys, self._values = like.new_zeros(cache), like.new_zeros(cache)
         self._rotary = prior.rotary.contiguous()
@@ -123,13 +122,16 @@ class FusedDecoder:
         return self._product(stream, self._prior.head.weight, transformer.norm)
 
     def _attend(self, qkv: Tensor, index: int, block: Block, position: Position) -> Tensor:
-        net, half = self._prior.config.transformer, self._half
+        net, attention = self._prior.config.transformer, block.attention
+        normed = self._prior.config.query_key_norm
+        query, key = (
+            (attention.query_norm, attention.key_norm) if normed else (block.feed_norm,) * 2
+        )
         mixed = qkv.new_empty(self._rows, net.width)
-        query_norm, key_norm = block.attention.query_norm, block.attention.key_norm
         self._kernels.attend_kernel[self._rows, net.heads](
-            qkv, query_norm.weight, key_norm.weight, self._rotary, self._keys[index],
-            self._values[index], position, mixed, net.heads, self._keys.shape[3], half,
-            query_norm.eps, 1 / math.sqrt(net.head_dim), normed=True, wide=_power(half),
+            qkv, query.weight, key.weight, self._rotary, self._keys[index], self._values[index],
+            position, mixed, net.heads, self._keys.shape[3], net.head_dim // 2, query.eps,
+            1 / math.sqrt(net.head_dim), normed=normed, wide=_power(net.head_dim // 2),
             tile=self._tile, num_warps=self._tile // 16,
         )  # fmt: skip
         return mixed
@@ -168,14 +170,23 @@ class FusedDecoder:
         gated: bool = False, adds: bool = False,
     ) -> Tensor:  # fmt: skip
         outputs = out.shape[1]
-        tile = 16 if outputs >= 2560 else 8  # so that every multiprocessor has a part
-        deep = 256 if gated else 512
-        self._kernels.product_kernel[(_parts(outputs, tile),)](
+        shape = _thin_shape(outputs, gated)
+        self._kernels.product_kernel[(_parts(outputs, shape["tile"]),)](
             x, weight, weight if norm is None else norm.weight, out, len(x), x.shape[1], outputs,
             0.0 if norm is None else norm.eps, normed=norm is not None, gated=gated, adds=adds,
-            tall=_TALL, tile=tile, deep=deep, num_warps=4, num_stages=4,
+            tall=_TALL, **shape,
         )  # fmt: skip
         return out
+
+
+def _thin_shape(outputs: int, gated: bool) -> dict[str, int]:
+    """How a product of few rows is cut: so that every multiprocessor has a part."""
+    return {
+        "tile": 16 if outputs >= 2560 else 8,
+        "deep": 256 if gated else 512,
+        "num_warps": 4,
+        "num_stages": 4,
+    }
 
 
 def _power(number: int) -> int:
