@@ -1,5 +1,10 @@
 """Surprise in parts is surprise in one, forwards and backwards, in less memory."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -64,3 +69,21 @@ def test_no_more_logits_exist_at_once_than_were_allowed(precision, monkeypatch):
         gradients(states, head, tokens, at_once=50)
     assert max(sizes) <= 50
     assert sum(sizes) == 2 * 24 * 11  # once forwards, once backwards
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    pytest.importorskip("triton")
+    script = Path(__file__).with_name("interpreted_surprise.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("logits", "most"),
+    [("fewer codes than a tile", 1e-6), ("more codes than a tile", 1e-6), ("large logits", 1e-5),
+     ("float16", 2e-3)],
+)  # fmt: skip
+def test_kernels_give_what_torch_gives(kernels, logits, most):
+    assert len(kernels[logits]) == 4
+    assert max(kernels[logits].values()) < most
