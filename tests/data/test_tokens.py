@@ -9,10 +9,10 @@ from safetensors.numpy import load_file, save_file
 
 from cartok.core.config import ConfigError
 from cartok.core.errors import UserError
+from cartok.data.token_writer import TokenWriter
 from cartok.data.tokens import (
     MANIFEST,
     TokenManifest,
-    TokenWriter,
     open_tokens,
     read_manifest,
     token_batches,

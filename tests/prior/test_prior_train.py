@@ -10,7 +10,8 @@ from cartok.core.config import config_of, dict_of
 from cartok.core.loop import fit
 from cartok.core.parallel import World
 from cartok.core.run import Run, read_log
-from cartok.data.tokens import TokenManifest, TokenWriter, open_tokens
+from cartok.data.token_writer import TokenWriter
+from cartok.data.tokens import TokenManifest, open_tokens
 from cartok.data.views import View
 from cartok.prior.train import PriorJob, PriorRun, nats_per_position
 from cartok.recipes.prior import toy

@@ -2,8 +2,8 @@
 
 A token folder holds ``manifest.json`` and files such as ``train-00000.safetensors`` with
 ``tokens`` [picture, view, position] (uint16, or int32 for codebooks above 65,536) and ``labels``
-[picture] (int32). The manifest is written last, so a folder that has one is finished. Nothing
-here knows how tokens are made.
+[picture] (int32). The manifest is written last, so a folder that has one is finished
+(``token_writer`` writes it). Nothing here knows how tokens are made.
 """
 
 import dataclasses
@@ -17,13 +17,11 @@ import numpy as np
 import torch
 from jaxtyping import Int, Integer
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from cartok.core.ahead import sent
-from cartok.core.config import ConfigError, config, config_of, dict_of
+from cartok.core.config import ConfigError, config, config_of
 from cartok.core.errors import UserError
-from cartok.core.files import staged, write_json
 from cartok.core.precision import Precision
 from cartok.core.shapes import Labels, TokenSequence
 from cartok.data.order import Order, choice_at
@@ -33,8 +31,6 @@ ViewTokens = Integer[Tensor, "batch view position"]
 """Tokens of every view of some pictures, in raster order."""
 
 MANIFEST = "manifest.json"
-
-_UINT16_CODES = 1 << 16
 
 
 @config
@@ -84,74 +80,6 @@ class TokenManifest:
     def num(self, split: str) -> int:
         """Pictures of a split."""
         return sum(shard.num for shard in self.shards if shard.split == split)
-
-
-class TokenWriter:
-    """Writes a token folder: ``add`` pictures in order, then ``finish``.
-
-    Each shard appears whole or not at all; without ``finish`` the folder counts as unfinished.
-
-    Raises:
-        UserError: the folder already holds finished tokens.
-    """
-
-    def __init__(self, folder: Path, manifest: TokenManifest, *, shard_size: int = 16_384):
-        if (folder / MANIFEST).exists():
-            raise UserError(
-                f"a token folder is written once, but {folder} is finished; "
-                "name another folder or delete it"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._manifest = manifest
-        self._shard_size = shard_size
-        self._waiting: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"train": [], "val": []}
-        self._shards: list[TokenShard] = []
-
-    def add(self, split: Literal["train", "val"], tokens: ViewTokens, labels: Labels) -> None:
-        """Appends pictures to a split; writes a shard when enough have come.
-
-        Raises:
-            ValueError: views, positions or values are not those of the manifest.
-        """
-        about = self._manifest
-        if tuple(tokens.shape[1:]) != (about.num_views, about.num_tokens):
-            raise ValueError(
-                f"tokens are [picture, {about.num_views}, {about.num_tokens}] here, "
-                f"but got {tuple(tokens.shape)}"
-            )
-        values = tokens.cpu().numpy()
-        if not _within(values, about.codebook_size):
-            raise ValueError(
-                f"tokens are 0 to {about.codebook_size - 1}, "
-                f"but got {values.min()} to {values.max()}"
-            )
-        dtype = np.uint16 if about.codebook_size <= _UINT16_CODES else np.int32
-        self._waiting[split].append((values.astype(dtype), labels.int().cpu().numpy()))
-        if sum(len(labels) for _, labels in self._waiting[split]) >= self._shard_size:
-            self._flush(split)
-
-    def finish(self) -> TokenManifest:
-        """Writes what is left and, last of all, the manifest."""
-        for split in ("train", "val"):
-            self._flush(split)
-        finished = dataclasses.replace(self._manifest, shards=tuple(self._shards))
-        write_json(self._folder / MANIFEST, dict_of(finished))
-        return finished
-
-    def _flush(self, split: Literal["train", "val"]) -> None:
-        if not self._waiting[split]:
-            return
-        tokens, labels = (
-            np.concatenate(parts) for parts in zip(*self._waiting[split], strict=True)
-        )
-        number = sum(shard.split == split for shard in self._shards)
-        name = f"{split}-{number:05d}.safetensors"
-        path = self._folder / name
-        with staged(path) as temporary:
-            save_file({"tokens": tokens, "labels": labels}, temporary)
-        self._shards.append(TokenShard(name=name, split=split, num=len(labels), sha256=_sha(path)))
-        self._waiting[split] = []
 
 
 class TokenShards:
@@ -260,7 +188,7 @@ def _read_shard(
 
     if not path.is_file():
         raise refuse("is missing")
-    if _sha(path) != shard.sha256:
+    if sha256_of(path) != shard.sha256:
         raise refuse("has another checksum")
     try:
         with safe_open(path, framework="pt") as file:
@@ -269,17 +197,19 @@ def _read_shard(
         raise refuse(f"is no token file ({error})") from error
     if tokens.shape != (shard.num, manifest.num_views, manifest.num_tokens):
         raise refuse(f"holds tokens {tokens.shape} instead of {shard.num} pictures")
-    if len(labels) != shard.num or not _within(labels, max(1, len(manifest.classes))):
+    if len(labels) != shard.num or not within(labels, max(1, len(manifest.classes))):
         raise refuse("has labels that are no classes of the manifest")
-    if not _within(tokens, manifest.codebook_size):
+    if not within(tokens, manifest.codebook_size):
         raise refuse(f"has tokens outside a codebook of {manifest.codebook_size}")
     return tokens, labels
 
 
-def _within(values: np.ndarray, limit: int) -> bool:
+def within(values: np.ndarray, limit: int) -> bool:
+    """Whether all are 0 to ``limit`` - 1."""
     return values.size == 0 or (int(values.min()) >= 0 and int(values.max()) < limit)
 
 
-def _sha(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The hash of a file's content, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,8 @@ from cartok.core.precision import Precision, computing_in
 from cartok.core.progress import Progress
 from cartok.core.shapes import image_of_pixels
 from cartok.data.pictures import Pictures
-from cartok.data.tokens import TokenManifest, TokenWriter
+from cartok.data.token_writer import TokenWriter
+from cartok.data.tokens import TokenManifest
 from cartok.data.views import Kind, View, views_of
 from cartok.tokenizer.model import Tokenizer
 
