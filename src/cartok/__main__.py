@@ -78,7 +78,11 @@ def _run(verb: Verb, arguments: list[str]) -> int:
     except ValidationError as error:
         return _refuse(explain(object, error))
     except KeyboardInterrupt:
-        return _refuse("interrupted; a run goes on with: cartok resume RUN", code=130)
+        return _refuse(
+            "interrupted; a run goes on with: cartok resume RUN, "
+            "tokens with the same command and --resume",
+            code=130,
+        )
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
         sys.stderr.close()
     except OSError as error:  # a full or read-only disk, a file where a folder should be

@@ -2,29 +2,29 @@
 
 A token folder holds ``manifest.json`` and files such as ``train-00000.safetensors`` with
 ``tokens`` [picture, view, position] (uint16, or int32 for codebooks above 65,536) and ``labels``
-[picture] (int32). The manifest is written last, so a folder that has one is finished
-(``token_writer`` writes it). Nothing here knows how tokens are made.
+[picture] (int32), and in its header a stamp of what it was made of. The manifest is written last,
+so a folder that has one is finished. Nothing here knows how tokens are made; ``token_writer``
+writes them.
 """
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Int, Integer
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cartok.core.ahead import sent
-from cartok.core.config import ConfigError, config, config_of
+from cartok.core.config import ConfigError, config, config_of, digest_of
 from cartok.core.errors import UserError
 from cartok.core.precision import Precision
 from cartok.core.shapes import Labels, TokenSequence
 from cartok.data.order import Order, choice_at
+from cartok.data.shard import Shard, ShardStamp, bad_shard, read_shard, sha256_of, within
 from cartok.data.views import Kind, View, num_views
 
 ViewTokens = Integer[Tensor, "batch view position"]
@@ -59,6 +59,8 @@ class TokenManifest:
     kind: Kind
     precision: Precision = "fp32"
     """Of the encoder as it made them; a manifest from before there was a choice means fp32."""
+    transform: str = ""
+    """What was done to a picture, in words; a manifest from before this was said says nothing."""
     shards: tuple[TokenShard, ...] = ()
 
     def __post_init__(self):
@@ -83,11 +85,25 @@ class TokenManifest:
 
 
 class TokenShards:
-    """The tokens of one split, memory-mapped; ``open_tokens`` makes it after checking them."""
+    """The tokens of one split, memory-mapped; ``open_tokens`` makes it after checking them.
 
-    def __init__(self, manifest: TokenManifest, tokens: list[np.ndarray], labels: np.ndarray):
+    ``pictures`` holds the index in the split of each row's picture, where every shard says it, and
+    is empty otherwise; ``num_pictures`` counts those that could not be decoded too.
+    """
+
+    def __init__(
+        self,
+        manifest: TokenManifest,
+        tokens: list[np.ndarray],
+        labels: np.ndarray,
+        stamps: Sequence[ShardStamp | None] = (),
+    ):
         self.manifest = manifest
         self.labels = torch.from_numpy(labels.astype(np.int64))
+        known = [stamp for stamp in stamps if stamp is not None]
+        is_known = len(known) == len(stamps)
+        self.pictures = [i for stamp in known for i in stamp.pictures] if is_known else []
+        self.num_pictures = max((stamp.stop for stamp in known), default=len(labels))
         self._tokens = tokens
         self._starts = np.cumsum([0, *(len(part) for part in tokens)])
 
@@ -122,18 +138,7 @@ def read_manifest(folder: str | Path) -> TokenManifest:
     Raises:
         UserError: the folder is missing, is no token folder, is unfinished or has a bad manifest.
     """
-    folder = Path(folder)
-    path = folder / MANIFEST
-    if not path.is_file():
-        half = any(folder.glob("*.safetensors")) if folder.is_dir() else False
-        state = "is half-written" if half else "is no token folder"
-        raise UserError(
-            f"a token folder has a {MANIFEST}, but {folder} {state}; extract the tokens (again)"
-        )
-    try:
-        return config_of(TokenManifest, json.loads(path.read_text()))
-    except (ConfigError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}; extract the tokens again") from error
+    return _read_manifest(Path(folder))[0]
 
 
 def open_tokens(folder: str | Path, split: Literal["train", "val"]) -> TokenShards:
@@ -142,13 +147,15 @@ def open_tokens(folder: str | Path, split: Literal["train", "val"]) -> TokenShar
     Raises:
         UserError: the folder is unfinished or damaged, or holds nothing of the split.
     """
-    folder, manifest = Path(folder), read_manifest(folder)
+    folder = Path(folder)
+    manifest, name = _read_manifest(folder)
     shards = [shard for shard in manifest.shards if shard.split == split]
     if not shards:
         raise UserError(f"{folder} must hold {split} tokens, but has none; extract that split too")
-    parts = [_read_shard(folder / shard.name, shard, manifest) for shard in shards]
-    labels = np.concatenate([labels for _, labels in parts])
-    return TokenShards(manifest, [tokens for tokens, _ in parts], labels)
+    parts = [_checked_shard(folder / shard.name, shard, manifest, name) for shard in shards]
+    labels = np.concatenate([labels for _, labels, _ in parts])
+    stamps = [stamp for _, _, stamp in parts]
+    return TokenShards(manifest, [tokens for tokens, _, _ in parts], labels, stamps)
 
 
 def token_batches(
@@ -178,38 +185,51 @@ def token_batches(
         )
 
 
-def _read_shard(
-    path: Path, shard: TokenShard, manifest: TokenManifest
-) -> tuple[np.ndarray, np.ndarray]:
-    def refuse(fault: str) -> UserError:
-        return UserError(
-            f"a token shard must be as it was written, but {path} {fault}; extract the tokens again"
-        )
+def is_made_alike(a: TokenManifest, b: TokenManifest) -> bool:
+    """Whether two are of equal tokenizer, pictures, views and precision, whatever their shards."""
+    return dataclasses.replace(a, shards=()) == dataclasses.replace(b, shards=())
 
+
+def made_from(manifest: dict[str, Any]) -> str:
+    """Sixteen hex digits that name what tokens were made of and how: all but their shards.
+
+    Of the manifest as it stands in its file, so that a field added later changes no name.
+    """
+    return digest_of({key: value for key, value in manifest.items() if key != "shards"})
+
+
+def _read_manifest(folder: Path) -> tuple[TokenManifest, str]:
+    """The manifest, and the name of what it says that the tokens were made of."""
+    path = folder / MANIFEST
     if not path.is_file():
-        raise refuse("is missing")
-    if sha256_of(path) != shard.sha256:
-        raise refuse("has another checksum")
+        half = any(folder.glob("*.safetensors")) if folder.is_dir() else False
+        state = "is half-written" if half else "is no token folder"
+        raise UserError(
+            f"a token folder has a {MANIFEST}, but {folder} {state}; extract the tokens "
+            + ("with --resume" if half else "(again)")
+        )
     try:
-        with safe_open(path, framework="pt") as file:
-            tokens, labels = (file.get_tensor(name).numpy() for name in ("tokens", "labels"))
-    except SafetensorError as error:
-        raise refuse(f"is no token file ({error})") from error
-    if tokens.shape != (shard.num, manifest.num_views, manifest.num_tokens):
-        raise refuse(f"holds tokens {tokens.shape} instead of {shard.num} pictures")
-    if len(labels) != shard.num or not within(labels, max(1, len(manifest.classes))):
-        raise refuse("has labels that are no classes of the manifest")
-    if not within(tokens, manifest.codebook_size):
-        raise refuse(f"has tokens outside a codebook of {manifest.codebook_size}")
-    return tokens, labels
+        plain = json.loads(path.read_text())
+        return config_of(TokenManifest, plain), made_from(plain)
+    except (ConfigError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}; extract the tokens again") from error
 
 
-def within(values: np.ndarray, limit: int) -> bool:
-    """Whether all are 0 to ``limit`` - 1."""
-    return values.size == 0 or (int(values.min()) >= 0 and int(values.max()) < limit)
-
-
-def sha256_of(path: Path) -> str:
-    """The hash of a file's content, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _checked_shard(path: Path, shard: TokenShard, manifest: TokenManifest, name: str) -> Shard:
+    if not path.is_file():
+        raise bad_shard(path, "is missing")
+    if sha256_of(path) != shard.sha256:
+        raise bad_shard(path, "has another checksum")
+    found = read_shard(path)
+    if found.stamp is not None and found.stamp.made_from != name:
+        raise bad_shard(path, f"was made of other things than the {MANIFEST} beside it says")
+    if found.tokens.shape != (shard.num, manifest.num_views, manifest.num_tokens):
+        raise bad_shard(
+            path, f"holds tokens {found.tokens.shape} instead of {shard.num} pictures of "
+            f"{manifest.num_views} views and {manifest.num_tokens} tokens"
+        )  # fmt: skip
+    if len(found.labels) != shard.num or not within(found.labels, max(1, len(manifest.classes))):
+        raise bad_shard(path, "has labels that are no classes of the manifest")
+    if not within(found.tokens, manifest.codebook_size):
+        raise bad_shard(path, f"has tokens outside a codebook of {manifest.codebook_size}")
+    return found

@@ -1,6 +1,6 @@
 """One function a verb: opens what is needed, runs one stage in one folder, closes the record."""
 
-import re
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from cartok.core.progress import Progress
 from cartok.core.run import Run, refuse_occupied
 from cartok.data.images import open_splits
 from cartok.data.pictures import Pictures
+from cartok.data.token_writer import is_half_written, is_shard
 from cartok.data.tokens import MANIFEST, TokenManifest, open_tokens
 from cartok.data.views import Kind, View
 from cartok.lab.diagnosis import diagnose
@@ -24,8 +25,6 @@ from cartok.tokenizer.codec import parameter_count
 from cartok.tokenizer.extract import extract
 from cartok.tokenizer.model import Tokenizer
 from cartok.tokenizer.train import TokenizerJob, TokenizerRun, train_tokenizer
-
-_SHARD = re.compile(r"\.?(train|val)-\d{5}\.safetensors(\.\S*)?")
 
 DATA_KINDS = "'photos', a folder or parquet of pictures, or 'hub:owner/name'"
 
@@ -162,6 +161,8 @@ def run_extract(
     view: View | None = None,
     kind: Kind = "flip",
     precision: Precision = "fp32",
+    batch: int = 128,
+    workers: int | None = 0,
     most: int = 0,
     title: str = "tokens",
     splits: Splits | None = None,
@@ -170,10 +171,12 @@ def run_extract(
 
     At most ``most`` training pictures and a tenth as many for validation are taken, spread evenly
     over the set; 0 takes all. ``splits`` are the data, where they have been opened already.
+    ``batch`` and ``workers`` are those of ``extract``; None is as many as suit the device.
 
     Raises:
         UserError: the folder is not empty; the tokenizer is no run and data or view is missing.
     """
+    _refuse_folder(launch)
     world = World.join(launch.device)
     tokenizer = Tokenizer.from_pretrained(tokenizer_source).to(world.device)
     trained = _trained_with(tokenizer_source)
@@ -188,7 +191,10 @@ def run_extract(
     if most:
         few = {"train": most, "val": most // 10}
         splits = {split: spread(pictures, few[split]) for split, pictures in splits.items()}
-    _prepare_folder(launch)
+    if workers is None:  # on a CPU they would take turns with what encodes
+        workers = min(8, os.cpu_count() or 1) if world.device.type == "cuda" else 0
+    if launch.overwrite:
+        _empty_folder(launch.out)
     manifest = extract(
         tokenizer,
         splits,
@@ -197,6 +203,9 @@ def run_extract(
         view=view,
         kind=kind,
         precision=precision,
+        batch=batch,
+        workers=workers,
+        resume=launch.resume and not launch.overwrite,
         progress=progress,
         title=title,
     )
@@ -255,20 +264,29 @@ def _trained_with(source: str) -> TokenizerRun | None:
     return config_of(TokenizerRun, stored["config"]) if "digest" in stored else None
 
 
-def _prepare_folder(launch: Launch) -> None:
-    """Makes sure that tokens can go to the folder; tokens that are there go on ``overwrite``."""
-    if not launch.out.is_dir() or not any(launch.out.iterdir()):
+def _refuse_folder(launch: Launch) -> None:
+    """Refuses, before anything is loaded or removed, a folder that tokens cannot go to."""
+    out = launch.out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out is a folder to write to, but {out} is a file; name another")
+    if not out.is_dir() or not any(out.iterdir()):
         return
-    if not launch.overwrite:
+    if not launch.overwrite and not launch.resume:
         raise UserError(
-            f"--out must be new or empty, but {launch.out} holds files; "
-            "give --overwrite to start again, or another --out"
+            f"--out must be new or empty, but {out} holds files; give --resume to go on, "
+            "--overwrite to start again, or another --out"
         )
-    shards = [path for path in launch.out.iterdir() if _SHARD.fullmatch(path.name)]
-    if len(shards) + (launch.out / MANIFEST).exists() < len(list(launch.out.iterdir())):
+    if not all(_is_of_tokens(path) for path in out.iterdir()):
         raise UserError(
-            f"--overwrite replaces tokens, but {launch.out} holds other files; name another --out"
+            f"--out must hold tokens alone, but {out} holds other files; name another --out"
         )
-    (launch.out / MANIFEST).unlink(missing_ok=True)  # first, so no half-emptied folder looks whole
-    for shard in shards:
-        shard.unlink()
+
+
+def _empty_folder(out: Path) -> None:
+    (out / MANIFEST).unlink(missing_ok=True)  # first, so no half-emptied folder looks whole
+    for path in filter(_is_of_tokens, out.glob("*")):
+        path.unlink()
+
+
+def _is_of_tokens(path: Path) -> bool:
+    return path.name == MANIFEST or is_shard(path) or is_half_written(path)
