@@ -46,6 +46,18 @@ def test_the_stored_type_holds_the_largest_token(tmp_path, codebook_size, dtype)
     assert open_tokens(tmp_path, "train")[1].equal(tokens[1])
 
 
+def test_tokens_come_back_however_they_lay_in_memory(tmp_path):
+    tokens, labels = tokens_of(4)
+    writer = TokenWriter(tmp_path, ABOUT)
+    writer.add("train", tokens.mT.contiguous().mT, labels)
+    writer.add("train", tokens[:1, :1].expand(4, 2, -1), labels[:1].expand(4))
+    writer.finish()
+    shards = open_tokens(tmp_path, "train")
+    assert torch.stack([shards[index] for index in range(4)]).equal(tokens)
+    assert all(shards[index].equal(tokens[0, :1].expand(2, -1)) for index in range(4, 8))
+    assert shards.labels.tolist() == [*labels.tolist(), *[int(labels[0])] * 4]
+
+
 def test_equal_tokens_make_equal_bytes(tmp_path):
     for name in ("a", "b"):
         write_two(tmp_path / name).finish()

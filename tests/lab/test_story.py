@@ -1,6 +1,7 @@
 """Pictures to a tokenizer, to tokens, to a prior, to pictures, to scores, through the verbs."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -238,6 +239,22 @@ def test_tokens_can_be_made_in_bf16(story, tmp_path):
     )
     assert len(plain) == len(short)
     assert not all(torch.equal(plain[index], short[index]) for index in range(len(plain)))
+
+
+def test_a_prior_goes_on_only_with_the_tokens_it_began_with(story, tmp_path, capsys):
+    tokens, run = tmp_path / "tokens", tmp_path / "prior"
+    shutil.copytree(story / "tokens", tokens)
+    arguments = ["train-prior", "toy", "--tokens", str(tokens), "--device", "cpu", "--out",
+                 str(run), "--loop.steps", "2"]  # fmt: skip
+    assert main(arguments) == 0
+    (run / "record.json").unlink()  # as if it had been stopped
+    assert main([*arguments, "--resume"]) == 0
+    (run / "record.json").unlink()
+    shutil.rmtree(tokens)
+    assert extract(story, tokens, "--views", "center") == 0
+    assert main([*arguments, "--resume"]) == 2
+    assert "kind was 'flip' there and is 'center' now" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
 
 
 def extract(story, out, *arguments):

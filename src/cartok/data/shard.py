@@ -70,8 +70,10 @@ def write_shard(path: Path, tokens: np.ndarray, labels: np.ndarray, stamp: Shard
         UserError: the disk is full.
     """
     text = json.dumps(dict_of(stamp), sort_keys=True)
+    # safetensors takes an array's memory as it lies, whatever its strides say.
+    arrays = {"tokens": np.ascontiguousarray(tokens), "labels": np.ascontiguousarray(labels)}
     with staged(path) as temporary:
-        save_file({"tokens": tokens, "labels": labels}, temporary, metadata={_STAMP: text})
+        save_file(arrays, temporary, metadata={_STAMP: text})
 
 
 def content_of(tokens: np.ndarray, labels: np.ndarray) -> str:

@@ -17,10 +17,11 @@ from cartok.core.run import read_log
 from cartok.core.shapes import Pixels, pixels_of
 from cartok.data.tokens import open_tokens, read_manifest
 from cartok.lab.evaluations import code_use, grid_of_pictures, reconstruct, save_png, sheet_of
+from cartok.lab.extraction import run_extract
 from cartok.lab.inputs import ArmInputs, Scores, named_scores
 from cartok.lab.one_step import redrawn
 from cartok.lab.probe import frozen_latents, probe
-from cartok.lab.stages import Launch, Splits, run_extract, run_prior, run_tokenizer
+from cartok.lab.stages import Launch, Splits, run_prior, run_tokenizer
 from cartok.metrics.frechet import MIN_PICTURES, extrapolated_frechet
 from cartok.metrics.reconstruction import psnr_db
 from cartok.metrics.suite import Featurised, featurise, score_pictures

@@ -136,7 +136,8 @@ def extract(arguments: list[str]) -> None:
     """Writes token shards."""
     from cartok.core.precision import Precision
     from cartok.data.views import Kind, View
-    from cartok.lab.stages import Launch, run_extract
+    from cartok.lab.extraction import run_extract
+    from cartok.lab.stages import Launch
 
     @dataclass(frozen=True)
     class Extract:
