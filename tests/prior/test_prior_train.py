@@ -1,5 +1,6 @@
 """The prior's training job: on any tokens, and compiled or not with the same losses."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from cartok.core.run import Run, read_log
 from cartok.data.token_writer import TokenWriter
 from cartok.data.tokens import TokenManifest, open_tokens
 from cartok.data.views import View
-from cartok.prior.model import Prior
+from cartok.prior.model import Prior, PriorConfig
 from cartok.prior.train import PriorJob, PriorRun, nats_per_position, train_prior
 from cartok.recipes.prior import toy
 from cartok.sampling.sampler import Sampler
@@ -143,3 +144,28 @@ def test_tokens_of_another_kind_are_refused_by_a_prior(shards, change, said):
     with pytest.raises(UserError, match=said) as caught:
         nats_per_position(prior, shards, 2, torch.device("cpu"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_prior_knows_which_labels_it_was_never_trained_on(tmp_path):
+    manifest = TokenManifest(
+        tokenizer_digest="t", codebook_size=16, grid=(2, 4), classes=tuple("abcdef"),
+        source="none", picture_digests={"train": "d"}, view=View(size=16), kind="center",
+    )  # fmt: skip
+    writer = TokenWriter(tmp_path / "tokens", manifest)
+    writer.add("train", torch.zeros(9, 1, 8, dtype=torch.long), torch.tensor([4, 1, 2] * 3))
+    writer.finish()
+    prior = PriorJob(toy(), open_tokens(tmp_path / "tokens", "train"), World()).prior
+    assert prior.unseen == (0, 3, 5)
+    prior.save(tmp_path / "model")
+    assert Prior.from_pretrained(tmp_path / "model").unseen == (0, 3, 5)
+    path = tmp_path / "model" / "config.json"  # as folders were before it was noted
+    stored = json.loads(path.read_text())
+    del stored["extra"]["unseen"]
+    path.write_text(json.dumps(stored))
+    assert Prior.from_pretrained(tmp_path / "model").unseen == ()
+
+
+@pytest.mark.parametrize("unseen", [(0, 1, 2), (3,), (-1,)])
+def test_unseen_labels_that_cannot_be_are_refused(unseen):
+    with pytest.raises(UserError, match="some but not all of 0 to 2"):
+        Prior(PriorConfig(transformer=toy().transformer, num_classes=3), unseen=unseen)

@@ -112,6 +112,11 @@ class TokenShards:
         """The number of pictures."""
         return len(self.labels)
 
+    @property
+    def unseen(self) -> tuple[int, ...]:
+        """The labels of classes that no picture has."""
+        return tuple(sorted({*range(len(self.manifest.classes))} - {*self.labels.tolist()}))
+
     def __len__(self) -> int:
         return self.num
 

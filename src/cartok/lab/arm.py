@@ -255,7 +255,8 @@ class _Draws:
 
     def __call__(self, num: int, seed: int, guidance: float) -> tuple[Pixels, torch.Tensor]:
         """Pictures on the CPU, and their labels."""
-        labels = balanced_labels(num, max(1, self.arm.inputs.num_classes))
+        prior = self.sampler.prior
+        labels = balanced_labels(num, prior.config.num_classes, prior.unseen)
         batch = _SAMPLED
         if self.device.type == "cuda":
             most = min(_SAMPLED_ON_GPU, max(1, _CACHED_ON_GPU // _cached_by(self.sampler.prior)))

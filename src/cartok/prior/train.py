@@ -72,7 +72,12 @@ class PriorJob:
             class_dropout=config.class_dropout,
             token_dropout=config.token_dropout,
         )
-        prior = Prior(shape, tokenizer_digest=manifest.tokenizer_digest, classes=manifest.classes)
+        prior = Prior(
+            shape,
+            tokenizer_digest=manifest.tokenizer_digest,
+            classes=manifest.classes,
+            unseen=shards.unseen,
+        )
         self.prior = world.shard(prior)
         if config.compile:
             compile_in_place(self.prior.transformer.blocks)
