@@ -180,11 +180,6 @@ def one_line(capsys):
     return line
 
 
-def test_the_summaries_promise_what_the_verbs_do(capsys):
-    main(["--help"])
-    assert "tokens, holds" not in capsys.readouterr().out
-
-
 def test_inspect_makes_a_sheet_of_what_is_readable(capsys, tmp_path):
     for seed in range(9):
         noise = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)

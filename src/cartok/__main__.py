@@ -18,7 +18,7 @@ class Verb:
 
 VERBS = (
     Verb("demo", "the whole way on embedded photographs, or on --data PATH, in minutes"),
-    Verb("inspect", "what a data set of pictures holds"),
+    Verb("inspect", "what is in a data set of pictures or in a folder of tokens"),
     Verb("recipes", "every recipe, one line each", on_ranks=True),
     Verb("train-tokenizer", "stage 1: pictures to a tokenizer", on_ranks=True),
     Verb("extract", "a tokenizer and pictures to token shards"),

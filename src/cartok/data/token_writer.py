@@ -7,7 +7,6 @@ that are there. Shard number n may be written before or after any other.
 import dataclasses
 import re
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -23,9 +22,7 @@ from cartok.data.shard import (
     within,
     write_shard,
 )
-from cartok.data.tokens import MANIFEST, TokenManifest, TokenShard, ViewTokens, made_from
-
-Split = Literal["train", "val"]
+from cartok.data.tokens import MANIFEST, Split, TokenManifest, TokenShard, ViewTokens, made_from
 
 _UINT16_CODES = 1 << 16
 _SHARD = re.compile(r"(train|val)-\d{5}\.safetensors")

@@ -30,6 +30,8 @@ from cartok.data.views import Kind, View, num_views
 ViewTokens = Integer[Tensor, "batch view position"]
 """Tokens of every view of some pictures, in raster order."""
 
+Split = Literal["train", "val"]
+
 MANIFEST = "manifest.json"
 
 
@@ -38,7 +40,7 @@ class TokenShard:
     """One file of tokens: its split, how many pictures it holds, and its content's hash."""
 
     name: str
-    split: Literal["train", "val"]
+    split: Split
     num: int
     sha256: str
 
@@ -146,7 +148,7 @@ def read_manifest(folder: str | Path) -> TokenManifest:
     return _read_manifest(Path(folder))[0]
 
 
-def open_tokens(folder: str | Path, split: Literal["train", "val"]) -> TokenShards:
+def open_tokens(folder: str | Path, split: Split) -> TokenShards:
     """The tokens of a split, after checking every file's hash, counts and values.
 
     Raises:

@@ -7,30 +7,74 @@ from typing import Annotated
 
 import tyro
 
+from cartok.core.errors import UserError
 from cartok.verbs.arguments import First, Flat, parse, progress_bar
 
 
 def inspect(arguments: list[str]) -> None:
-    """Describes a data set and writes a contact sheet."""
-    from cartok.data.survey import check_sheet, contact_sheet, describe, survey
+    """Describes pictures or tokens and shows some."""
+    from cartok.lab.token_survey import holds_tokens
 
     @dataclass(frozen=True)
     class Inspect:
-        """Counts, sizes, classes, modes, duplicates and broken files; a sheet of pictures."""
+        """What a data set or a folder of tokens holds, and a sheet of pictures.
+
+        Of pictures: counts, sizes, classes, modes, duplicates and broken files. Of tokens: what
+        their stamp says, counts, how codes are used, entropies; the sheet shows some beside what
+        they were made of, if their tokenizer is known.
+        """
 
         data: First[str]
-        """'photos', a folder or parquet of pictures, or 'hub:owner/name'."""
-        sheet: Path = Path("contact-sheet.png")
+        """'photos', a folder or parquet of pictures, 'hub:owner/name', or a folder of tokens."""
+        sheet: Annotated[Path, tyro.conf.arg(aliases=["--out"])] = Path("contact-sheet.png")
         """Where the sheet goes; a PNG that is there is replaced."""
         num: int = 64
         """Pictures on it."""
+        tokenizer: str = ""
+        """Of tokens: the one that made them; looked for beside them, if nothing is given."""
 
     chosen = parse(Inspect, arguments, "inspect")
-    check_sheet(chosen.sheet, chosen.num)
-    found = survey(chosen.data, progress_bar())
+    if holds_tokens(chosen.data):
+        _inspect_tokens(Path(chosen.data), chosen.sheet, chosen.num, chosen.tokenizer)
+        return
+    if chosen.tokenizer:
+        raise UserError(
+            f"--tokenizer decodes tokens, but {chosen.data} is no folder of them; leave it away"
+        )
+    _inspect_pictures(chosen.data, chosen.sheet, chosen.num)
+
+
+def _inspect_pictures(data: str, sheet: Path, num: int) -> None:
+    from cartok.data.survey import check_sheet, contact_sheet, describe, survey
+
+    check_sheet(sheet, num)
+    found = survey(data, progress_bar())
     print(describe(found))
-    contact_sheet(found.pictures, chosen.sheet, num=chosen.num)
-    print(f"contact sheet: {chosen.sheet}")
+    contact_sheet(found.pictures, sheet, num=num)
+    print(f"contact sheet: {sheet}")
+
+
+def _inspect_tokens(folder: Path, sheet: Path, num: int, source: str) -> None:
+    from cartok.data.survey import check_sheet
+    from cartok.data.tokens import read_manifest
+    from cartok.lab.evaluations import save_png
+    from cartok.lab.token_survey import (
+        describe_tokens,
+        sheet_of_tokens,
+        survey_tokens,
+        tokenizer_of,
+    )
+
+    check_sheet(sheet, num)
+    tokenizer = tokenizer_of(folder, read_manifest(folder), source)
+    found = survey_tokens(folder)
+    print(describe_tokens(found), flush=True)
+    if tokenizer is None:
+        print("no sheet: their tokenizer is not beside the tokens; name it by --tokenizer")
+        return
+    shown = sheet_of_tokens(found, tokenizer, num)
+    save_png(shown.picture, sheet)
+    print(f"{sheet}: {shown.words}")
 
 
 def recipes(arguments: list[str]) -> None:
