@@ -227,13 +227,17 @@ def test_resume_goes_on_with_a_demo(tmp_path, monkeypatch):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("question", [["score", "photos", "photos"], ["doctor", "run"]])
+@pytest.mark.parametrize(
+    "question",
+    [["score", "photos", "photos"], ["doctor", "run"], ["guide", "p", "--tokenizer", "t"]],
+)
 def test_an_answer_never_takes_the_place_of_a_folder(question, capsys, tmp_path, monkeypatch):
-    from cartok.lab import diagnosis, pictures
+    from cartok.lab import diagnosis, guidance, pictures
 
     begun = []
     monkeypatch.setattr(pictures, "run_score", lambda *a, **k: begun.append(a))
     monkeypatch.setattr(diagnosis, "diagnose", lambda *a: begun.append(a))
+    monkeypatch.setattr(guidance, "run_guide", lambda *a: begun.append(a))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "kept.txt").touch()
     for folder in (".", str(tmp_path)):
@@ -251,6 +255,7 @@ def test_an_answer_never_takes_the_place_of_a_folder(question, capsys, tmp_path,
         ["extract", "--tokenizer", "t", "--out", "o"],
         ["sample", "--prior", "p", "--tokenizer", "t", "--out", "o"],
         ["score", "a", "b"],
+        ["guide", "p", "--tokenizer", "t"],
         ["doctor", "runs"],
         ["study", "weights"],
         ["report", "runs"],

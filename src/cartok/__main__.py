@@ -25,6 +25,7 @@ VERBS = (
     Verb("train-prior", "stage 2: token shards to a prior", on_ranks=True),
     Verb("resume", "go on with a run that was stopped", on_ranks=True),
     Verb("sample", "a prior and its tokenizer to new pictures"),
+    Verb("guide", "the guidance with which a prior's samples come nearest to pictures"),
     Verb("score", "how far pictures are from reference pictures"),
     Verb("study", "many small trainings that answer one question of the paper"),
     Verb("doctor", "what is wrong with a stage-1 run, and what to change"),

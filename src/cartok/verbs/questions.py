@@ -3,12 +3,15 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from cartok.core.errors import UserError
 from cartok.verbs.arguments import First, Flat, parse, progress_bar
+
+if TYPE_CHECKING:
+    from cartok.metrics.score import Score
 
 
 def inspect(arguments: list[str]) -> None:
@@ -164,11 +167,48 @@ def score(arguments: list[str]) -> None:
         chosen.generated, chosen.reference, size=chosen.size, network_size=chosen.network_size,
         seed=chosen.seed, device=chosen.device, path=chosen.json,
     )  # fmt: skip
-    for name, value in scores.items():
-        mark = " (indicative)" if value.receipt.get("indicative") else ""
-        print(f"{name:<12} {value.value:.6g} {value.unit}{mark}")
+    _print_scores(scores)
     if chosen.json is None and scores:
         print(json.dumps(next(iter(scores.values())).receipt))
+
+
+def guide(arguments: list[str]) -> None:
+    """Finds the guidance that suits a prior."""
+    from cartok.core.files import refuse_unwritable, write_json
+    from cartok.lab.guidance import GuideConfig, run_guide
+
+    @dataclass(frozen=True)
+    class Guide:
+        """Samples at several guidances against training pictures, and the nearest one's score."""
+
+        prior: First[str]
+        """A run, a model folder, or a model of the hub."""
+        tokenizer: str
+        """The one whose tokens the prior was trained on."""
+        data: str = ""
+        """Pictures; those the tokenizer was trained on, if it is a run and nothing is given."""
+        config: Annotated[GuideConfig, Flat] = field(default_factory=GuideConfig)
+        device: str = "auto"
+        """auto, cpu, cuda, cuda:N or mps."""
+        json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+        """Also write every number with its receipt to this file."""
+
+    chosen = parse(Guide, arguments, "guide")
+    if chosen.json is not None:
+        refuse_unwritable(chosen.json)
+    found = run_guide(
+        chosen.prior, chosen.tokenizer, chosen.data, chosen.config, chosen.device, progress_bar()
+    )
+    if chosen.json is not None:
+        write_json(chosen.json, found.to_json())
+    print("guidance     distance")
+    for guidance, score in found.tried.items():
+        mark = "  nearest" if guidance == found.guidance else ""
+        print(f"{guidance:<12g} {score.value:.6g}{mark}")
+    if found.is_at_end:
+        print(f"{found.guidance:g} lies at the end of what was tried; widen --guidances beyond it")
+    print(f"other samples at {found.guidance:g} against other training pictures:")
+    _print_scores(found.scores)
 
 
 def doctor(arguments: list[str]) -> int:
@@ -214,3 +254,9 @@ def report(arguments: list[str]) -> None:
         folder: First[Path]
 
     print(write_report(parse(Report, arguments, "report").folder))
+
+
+def _print_scores(scores: "dict[str, Score]") -> None:
+    for name, value in scores.items():
+        mark = " (indicative)" if value.receipt.get("indicative") else ""
+        print(f"{name:<12} {value.value:.6g} {value.unit}{mark}")
