@@ -180,11 +180,6 @@ def one_line(capsys):
     return line
 
 
-def test_the_summaries_promise_what_the_verbs_do(capsys):
-    main(["--help"])
-    assert "tokens, holds" not in capsys.readouterr().out
-
-
 def test_inspect_makes_a_sheet_of_what_is_readable(capsys, tmp_path):
     for seed in range(9):
         noise = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -232,13 +227,17 @@ def test_resume_goes_on_with_a_demo(tmp_path, monkeypatch):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("question", [["score", "photos", "photos"], ["doctor", "run"]])
+@pytest.mark.parametrize(
+    "question",
+    [["score", "photos", "photos"], ["doctor", "run"], ["guide", "p", "--tokenizer", "t"]],
+)
 def test_an_answer_never_takes_the_place_of_a_folder(question, capsys, tmp_path, monkeypatch):
-    from cartok.lab import diagnosis, pictures
+    from cartok.lab import diagnosis, guidance, pictures
 
     begun = []
     monkeypatch.setattr(pictures, "run_score", lambda *a, **k: begun.append(a))
     monkeypatch.setattr(diagnosis, "diagnose", lambda *a: begun.append(a))
+    monkeypatch.setattr(guidance, "run_guide", lambda *a: begun.append(a))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "kept.txt").touch()
     for folder in (".", str(tmp_path)):
@@ -256,6 +255,7 @@ def test_an_answer_never_takes_the_place_of_a_folder(question, capsys, tmp_path,
         ["extract", "--tokenizer", "t", "--out", "o"],
         ["sample", "--prior", "p", "--tokenizer", "t", "--out", "o"],
         ["score", "a", "b"],
+        ["guide", "p", "--tokenizer", "t"],
         ["doctor", "runs"],
         ["study", "weights"],
         ["report", "runs"],

@@ -23,7 +23,7 @@ class Verb:
 
 VERBS = (
     Verb("demo", "the whole way on embedded photographs, or on --data PATH, in minutes"),
-    Verb("inspect", "what a data set of pictures holds"),
+    Verb("inspect", "what is in a data set of pictures or in a folder of tokens"),
     Verb("recipes", "every recipe, one line each", on_ranks=True),
     Verb("train-tokenizer", "stage 1: pictures to a tokenizer", on_ranks=True),
     Verb("extract", "a tokenizer and pictures to token shards"),
@@ -31,6 +31,7 @@ VERBS = (
     Verb("resume", "go on with a run that was stopped", on_ranks=True),
     Verb("import", "published weights of LlamaGen or taming-transformers to a model folder"),
     Verb("sample", "a prior and its tokenizer to new pictures"),
+    Verb("guide", "the guidance with which a prior's samples come nearest to pictures"),
     Verb("score", "how far pictures are from reference pictures"),
     Verb("study", "many small trainings that answer one question of the paper"),
     Verb("doctor", "what is wrong with a stage-1 run, and what to change"),
@@ -84,7 +85,11 @@ def _run(verb: Verb, arguments: list[str]) -> int:
     except ValidationError as error:
         return _refuse(explain(object, error))
     except KeyboardInterrupt:
-        return _refuse("interrupted; a run goes on with: cartok resume RUN", code=130)
+        return _refuse(
+            "interrupted; a run goes on with: cartok resume RUN, "
+            "tokens with the same command and --resume",
+            code=130,
+        )
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
         sys.stderr.close()
     except OSError as error:  # a full or read-only disk, a file where a folder should be

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cartok.core import ahead, loop
-from cartok.core.ahead import Ahead, sent
+from cartok.core.ahead import Ahead, arriving, sent
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -139,3 +139,8 @@ def test_a_step_is_finished_though_the_next_batch_fails_and_the_training_goes_on
     ]
     job, _, _ = toy.train(toy.Errand(str(tmp_path / "ahead"), settings, resume=True))
     assert toy.same(toy.weights_of(job), toy.weights_of(whole))
+
+
+def test_what_arrives_on_the_host_is_what_was_sent():
+    tensor = torch.arange(6).view(2, 3)
+    assert torch.equal(arriving(tensor)(), tensor)

@@ -10,10 +10,10 @@ from PIL import Image
 from cartok.core.errors import UserError
 from cartok.core.shapes import pixels_of
 from cartok.data import batches
-from cartok.data.batches import all_images, image_batches
+from cartok.data.batches import all_images, image_batches, view_batches
 from cartok.data.images import open_pictures
 from cartok.data.stores import FolderStore
-from cartok.data.views import View, center_view
+from cartok.data.views import View, center_view, views_of
 
 VIEW = View(size=24, min_scale=0.5)
 
@@ -168,3 +168,25 @@ def test_an_unreadable_picture_is_left_out_and_not_counted_twice(tmp_path):
     indices = torch.cat([batch.indices for batch in found])
     assert indices.tolist() == [index for index in range(150) if index != 70]
     assert [fault.name for fault in pictures.broken] == ["070.png"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fixed_views_come_as_asked_for_with_their_labels(pictures, workers):
+    wanted = [range(30, 33), range(2)]
+    found = list(view_batches(pictures, VIEW, "flip", wanted, workers=workers))
+    assert len(found) == 2
+    for some, batch in zip(wanted, found, strict=True):
+        assert batch.labels.tolist() == pictures.labels[list(some)].tolist()
+        for index, squares in zip(some, batch.pixels, strict=True):
+            assert torch.equal(squares, views_of(pictures.read(index), VIEW, "flip"))
+
+
+def test_a_batch_of_fixed_views_may_have_lost_all_of_its_pictures(fill):
+    root = fill("pets", [f"{i:03d}.png" for i in range(120)])
+    path = root / "050.png"
+    path.write_bytes(path.read_bytes()[:500])
+    pictures = open_pictures(root, "all")
+    first, lost = view_batches(pictures, VIEW, "ten-crop", [range(49, 51), range(50, 51)])
+    assert (first.lost, lost.lost) == ((50,), (50,))
+    assert (first.pixels.shape[0], lost.pixels.shape) == (1, (0, 10, 3, 24, 24))
+    assert len(lost.labels) == 0

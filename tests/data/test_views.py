@@ -7,7 +7,7 @@ from PIL import Image
 
 from cartok.core.config import ConfigError, config_of
 from cartok.core.errors import UserError
-from cartok.data.views import View, center_view, num_views, train_view, views_of
+from cartok.data.views import View, center_view, num_views, train_view, transform_of, views_of
 
 
 def ramp(width, height):
@@ -110,3 +110,13 @@ def test_ten_crops_need_resizing():
 def test_impossible_views_are_refused(broken):
     with pytest.raises(ConfigError):
         config_of(View, broken)
+
+
+def test_what_was_done_to_a_picture_is_said_in_words():
+    said = {kind: transform_of(View(size=20), kind) for kind in ("center", "flip", "ten-crop")}
+    assert said["center"] == "central square of the short side, Lanczos to 20 px"
+    assert said["flip"] == said["center"] + ", each also mirrored"
+    assert "to 22 px; of it 20 px in the centre and the corners, each also" in said["ten-crop"]
+    assert transform_of(View(size=20, resize=False), "center") == (
+        "central 20 px at the picture's own scale"
+    )

@@ -9,7 +9,8 @@ from cartok.core.shapes import pixels_of
 from cartok.data.images import open_splits
 from cartok.data.views import View
 from cartok.lab import arm as arm_module
-from cartok.lab.arm import SCAN_SEED
+from cartok.lab import guidance as guidance_module
+from cartok.lab.guidance import SCAN_SEED
 from cartok.lab.inputs import _two_parts, arm_inputs, named_scores
 from cartok.metrics.score import Score
 from cartok.recipes.yardstick import Yardstick
@@ -64,7 +65,7 @@ def test_each_prior_takes_the_guidance_whose_samples_come_nearest(pictures, monk
         return replace(inputs.scan_features, features=pixels.float().mean().view(1, 1))
 
     monkeypatch.setattr(arm_module, "_featurised", featurised)
-    monkeypatch.setattr(arm_module, "extrapolated_frechet", distance)
+    monkeypatch.setattr(guidance_module, "extrapolated_frechet", distance)
 
     class Draws(arm_module._Draws):
         device = torch.device("cpu")

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from cartok.core.shapes import pixels_of
-from cartok.data.tokens import TokenManifest, TokenWriter, open_tokens
+from cartok.data.token_writer import TokenWriter
+from cartok.data.tokens import TokenManifest, open_tokens
 from cartok.data.views import View
 from cartok.lab import one_step
 from cartok.lab.one_step import redrawn

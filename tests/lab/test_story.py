@@ -1,6 +1,7 @@
 """Pictures to a tokenizer, to tokens, to a prior, to pictures, to scores, through the verbs."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -238,6 +239,56 @@ def test_tokens_can_be_made_in_bf16(story, tmp_path):
     )
     assert len(plain) == len(short)
     assert not all(torch.equal(plain[index], short[index]) for index in range(len(plain)))
+
+
+def test_a_prior_goes_on_only_with_the_tokens_it_began_with(story, tmp_path, capsys):
+    tokens, run = tmp_path / "tokens", tmp_path / "prior"
+    shutil.copytree(story / "tokens", tokens)
+    arguments = ["train-prior", "toy", "--tokens", str(tokens), "--device", "cpu", "--out",
+                 str(run), "--loop.steps", "2"]  # fmt: skip
+    assert main(arguments) == 0
+    (run / "record.json").unlink()  # as if it had been stopped
+    assert main([*arguments, "--resume"]) == 0
+    (run / "record.json").unlink()
+    shutil.rmtree(tokens)
+    assert extract(story, tokens, "--views", "center") == 0
+    assert main([*arguments, "--resume"]) == 2
+    assert "kind was 'flip' there and is 'center' now" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+
+
+def extract(story, out, *arguments):
+    return main(["extract", "--tokenizer", str(story / "tokenizer"), "--device", "cpu",
+                 "--out", str(out), *arguments])  # fmt: skip
+
+
+def test_tokens_that_were_stopped_go_on_to_the_same_bytes(story, tmp_path, capsys):
+    whole = {path.name: path.read_bytes() for path in (story / "tokens").iterdir()}
+    (name,) = (name for name in whole if name.startswith("train"))
+    out = tmp_path / "tokens"
+    out.mkdir()
+    (out / name).write_bytes(whole[name])
+    assert extract(story, out) == 2
+    assert "give --resume to go on" in capsys.readouterr().err
+    for _ in range(2):  # the second time they are finished
+        assert extract(story, out, "--resume") == 0
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+    assert extract(story, out, "--resume", "--views", "center") == 2
+    assert "--resume goes on with equal tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--resume", "--overwrite"], "but got both; give one"),
+        (["--workers", "-1"], "--workers at least 0"),
+        (["--batch", "0"], "--batch is at least 1"),
+    ],
+)
+def test_what_an_extraction_cannot_do_is_refused_at_once(story, tmp_path, capsys, arguments, said):
+    assert extract(story, tmp_path / "new", *arguments) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_collapsed_codebook_ends_in_a_warning(small_pictures, tmp_path, capsys):

@@ -219,6 +219,18 @@ def test_balanced_labels_favour_the_first_classes_by_one(num, num_classes):
     assert counts == [num // num_classes + (c < num % num_classes) for c in range(num_classes)]
 
 
+@given(data=st.data(), num=st.integers(1, 50), num_classes=st.integers(2, 12))
+def test_balanced_labels_are_of_classes_that_were_trained_on(data, num, num_classes):
+    labels = st.integers(0, num_classes - 1)
+    unseen = data.draw(st.sets(labels, max_size=num_classes - 1))
+    drawn = balanced_labels(num, num_classes, unseen)
+    assert len(drawn) == num
+    counts = drawn.bincount(minlength=num_classes)
+    assert all(counts[label] == 0 for label in unseen)
+    seen = [int(counts[label]) for label in range(num_classes) if label not in unseen]
+    assert max(seen) - min(seen) <= 1
+
+
 @pytest.mark.parametrize(
     ("wrong", "rule"),
     [

@@ -1,9 +1,16 @@
+import os
+import signal
+import warnings
 from contextlib import contextmanager
+from itertools import count
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from cartok.core import files
 from cartok.core.errors import UserError
 from cartok.core.precision import computing_in
 from cartok.core.progress import Progress
@@ -13,6 +20,7 @@ from cartok.data.images import open_pictures
 from cartok.data.tokens import open_tokens, read_manifest
 from cartok.data.views import View, center_view
 from cartok.recipes.tokenizer import causal_toy
+from cartok.tokenizer import extract as extraction
 from cartok.tokenizer.extract import extract
 from cartok.tokenizer.model import Tokenizer
 
@@ -108,7 +116,9 @@ def test_tokens_are_those_of_float32_unless_bf16_is_asked_for(tokenizer, splits,
     assert not torch.equal(found["fp32"], found["bf16"])
 
 
-def test_a_picture_that_cannot_be_decoded_has_no_row_of_tokens(tokenizer, tmp_path):
+@pytest.fixture
+def two_splits(tmp_path):
+    """120 training pictures of two shades, opened, and a way to spoil the pixels of one."""
     folder = tmp_path / "pictures"
     for name, shade in (("dark", 40), ("light", 200)):
         for split, num in (("train", 60), ("val", 1)):
@@ -116,15 +126,144 @@ def test_a_picture_that_cannot_be_decoded_has_no_row_of_tokens(tokenizer, tmp_pa
             for number in range(num):
                 picture = Image.new("RGB", (16, 16), (shade, number, 2 * number))
                 picture.save(folder / split / name / f"{number:02d}.png")
-    broken = folder / "train" / "dark" / "59.png"  # the last dark one; the next is light
-    data = broken.read_bytes()
-    at = data.index(b"IDAT")
-    splits = {split: open_pictures(folder, split) for split in ("train", "val")}
-    broken.write_bytes(data[: at + 6] + b"\0" * (len(data) - at - 6))
+
+    def spoil(number):
+        path = folder / "train" / "dark" / f"{number:02d}.png"
+        data = path.read_bytes()
+        at = data.index(b"IDAT")
+        path.write_bytes(data[: at + 6] + b"\0" * (len(data) - at - 6))
+
+    opened = {split: open_pictures(folder, split) for split in ("train", "val")}
+    return SimpleNamespace(opened=opened, spoil=spoil)
+
+
+def test_a_picture_that_cannot_be_decoded_has_no_row_of_tokens(tokenizer, two_splits, tmp_path):
+    two_splits.spoil(59)  # the last dark one; the next is light
+    splits = two_splits.opened
     extract(tokenizer, splits, tmp_path / "tokens", source="", view=VIEW, kind="center")
     shards = open_tokens(tmp_path / "tokens", "train")
     assert len(splits["train"].broken) == 1
     assert shards.labels.tolist() == [0] * 59 + [1] * 60
+
+
+def extracted(tokenizer, splits, folder, **options):
+    options = {"source": "", "view": VIEW, "kind": "flip", "shard_size": 16, "batch": 8} | options
+    return extract(tokenizer, splits, folder, **options)
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def killed_at(place, when, action):
+    """Does an action in a process that a signal kills when a file is put in its place."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forks although there may be threads
+        child = os.fork()
+    if child == 0:
+        put, counted = files._put, count(1)
+
+        def put_or_die(temporary, path):
+            last = next(counted) == place
+            if last and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            put(temporary, path)
+            if last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            files._put = put_or_die
+            action()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed that is forked")
+def test_killed_at_any_file_and_resumed_it_ends_in_the_same_bytes(tokenizer, splits, tmp_path):
+    extracted(tokenizer, splits, tmp_path / "whole")
+    whole = bytes_of(tmp_path / "whole")
+    assert len(whole) == 5  # three shards of 43 pictures, one of 5, and the manifest
+    for place in range(1, len(whole) + 1):
+        for when in ("before", "after"):
+            folder = tmp_path / f"{place}-{when}"
+            assert killed_at(place, when, lambda: extracted(tokenizer, splits, folder))  # noqa: B023
+            left = bytes_of(folder)
+            assert len(left) == place
+            assert all(left[name] == whole[name] for name in left if not name.startswith("."))
+            extracted(tokenizer, splits, folder, resume=True)
+            assert bytes_of(folder) == whole
+
+
+def test_what_is_there_is_not_encoded_again(tokenizer, splits, tmp_path, monkeypatch):
+    whole = extracted(tokenizer, splits, tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "train-00001.safetensors").unlink()
+    encoded, tokens_of = [], Tokenizer.tokens_of
+    monkeypatch.setattr(
+        Tokenizer, "tokens_of", lambda self, x: encoded.append(len(x)) or tokens_of(self, x)
+    )
+    assert extracted(tokenizer, splits, tmp_path, resume=True) == whole
+    assert sum(encoded) == 2 * 16
+    assert extracted(tokenizer, splits, tmp_path, resume=True) == whole  # it is finished
+    assert sum(encoded) == 2 * 16
+
+
+def test_finished_tokens_of_another_kind_are_not_taken_for_these(tokenizer, splits, tmp_path):
+    extracted(tokenizer, splits, tmp_path)
+    with pytest.raises(UserError, match="goes on with equal tokens, but") as caught:
+        extracted(tokenizer, splits, tmp_path, resume=True, kind="center")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_shards_do_not_depend_on_the_workers(tokenizer, splits, tmp_path, workers):
+    extracted(tokenizer, splits, tmp_path / "none", kind="ten-crop", batch=30)
+    extracted(tokenizer, splits, tmp_path / "some", kind="ten-crop", batch=30, workers=workers)
+    assert bytes_of(tmp_path / "none") == bytes_of(tmp_path / "some")
+
+
+def test_the_device_is_asked_for_the_next_batches_before_one_is_waited_for(
+    tokenizer, splits, tmp_path, monkeypatch
+):
+    order, tokens_of = [], Tokenizer.tokens_of
+
+    def asked(self, image):
+        order.append("asked")
+        return tokens_of(self, image)
+
+    def arriving(tokens):
+        return lambda: order.append("waited") or tokens
+
+    monkeypatch.setattr(Tokenizer, "tokens_of", asked)
+    monkeypatch.setattr(extraction, "arriving", arriving)
+    extracted(tokenizer, splits, tmp_path, batch=32, shard_size=16)
+    (num_train, num_val) = (3, 1)  # batches, each a shard
+    assert order[:num_train] == ["asked"] * num_train  # beyond the end of the first shard
+    assert order.count("waited") == num_train + num_val
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_more_than_one_percent_of_broken_pictures_stop_it(tokenizer, two_splits, tmp_path, workers):
+    for number in (3, 5):
+        two_splits.spoil(number)
+    with pytest.raises(UserError, match="at most 1 %") as caught:
+        extracted(tokenizer, two_splits.opened, tmp_path / "tokens", workers=workers)
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_pictures_that_workers_find_are_named_and_left_out(tokenizer, two_splits, tmp_path):
+    two_splits.spoil(59)
+    for workers in (1, 0):
+        splits = {
+            name: part.subset(np.arange(len(part))) for name, part in two_splits.opened.items()
+        }
+        splits["train"]._keeps = False  # as larger pictures are not: workers decode them
+        extracted(tokenizer, splits, tmp_path / str(workers), workers=workers)
+        assert [fault.name for fault in splits["train"].broken] == ["train/dark/59.png"]
+        shards = open_tokens(tmp_path / str(workers), "train")
+        assert shards.pictures == [index for index in range(120) if index != 59]
+    assert bytes_of(tmp_path / "0") == bytes_of(tmp_path / "1")
 
 
 def test_progress_is_told_of_every_batch(tokenizer, splits, tmp_path):

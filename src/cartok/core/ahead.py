@@ -1,7 +1,7 @@
-"""The next batch, fetched while a GPU is still at work on the one before."""
+"""What a GPU and the host send each other while both are at work."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -58,6 +58,22 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     if torch.device(device).type == "cuda" and not tensor.is_cuda and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def arriving(tensor: Tensor) -> Callable[[], Tensor]:
+    """A tensor on its way to the host; what comes back waits for it, and for nothing after it.
+
+    A plain copy would wait for all that the GPU has been asked for by then.
+    """
+    if not tensor.is_cuda:
+        return tensor.cpu
+    host, copied = tensor.to("cpu", non_blocking=True), _everything_asked_for()
+
+    def arrived() -> Tensor:
+        copied.synchronize()
+        return host
+
+    return arrived
 
 
 def _everything_asked_for() -> torch.cuda.Event:

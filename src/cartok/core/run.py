@@ -7,6 +7,7 @@ runs/NAME/
   checkpoints/     full training state, newest and best
   model/           what inference needs
   samples/         pictures a person looks at
+  tokens.json      of a prior: the manifest of the tokens it is trained on
   tensorboard/     the log's numbers again, for TensorBoard
   trackers/        the names other services know the run by
   fault.md         why it stopped, if something was not finite, until it gets further; for
@@ -40,7 +41,7 @@ from cartok.core.parallel import World
 from cartok.core.trackers import Tracker, TrackerName, open_tracker
 
 _PARTS = ("record.json", "log.jsonl", "checkpoints", "model", "samples", "tensorboard",
-          "trackers", "fault.json", "fault.md")  # fmt: skip
+          "tokens.json", "trackers", "fault.json", "fault.md")  # fmt: skip
 
 
 @dataclass
@@ -81,6 +82,11 @@ class Run:
     def checkpoints(self) -> Path:
         """Where training states go."""
         return self.folder / "checkpoints"
+
+    @property
+    def tokens(self) -> Path:
+        """What a prior's tokens were when it began."""
+        return self.folder / "tokens.json"
 
     @property
     def samples(self) -> Path:

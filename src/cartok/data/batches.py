@@ -1,4 +1,4 @@
-"""Batches of pictures: endless and exactly resumable for training, in order for evaluation.
+"""Batches of pictures: endless and exactly resumable for training, in order for everything else.
 
 A batch depends on (seed, position) alone: not on the number of workers, not on where the run
 was interrupted. Ranks share one global order.
@@ -9,13 +9,15 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count, islice
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Integer
+from jaxtyping import Integer, UInt8
+from PIL.Image import Image as Picture
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,7 +26,18 @@ from cartok.core.errors import UserError
 from cartok.core.shapes import Image, Labels, Pixels, image_of_pixels
 from cartok.data.order import Order, Sample, picture_generator
 from cartok.data.pictures import Pictures
-from cartok.data.views import View, center_view, train_view
+from cartok.data.views import (
+    Kind,
+    Square,
+    View,
+    center_view,
+    num_views,
+    train_view,
+    views_of,
+)
+
+T = TypeVar("T")
+B = TypeVar("B")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +67,20 @@ class Batch:
         return replace(self, pixels=self.pixels.pin_memory())
 
 
+@dataclass(frozen=True, eq=False)
+class ViewBatch:
+    """Fixed views of some pictures, as bytes, without those ``lost``, which cannot be decoded."""
+
+    pixels: UInt8[Tensor, "batch view 3 height width"]
+    labels: Labels
+    lost: tuple[int, ...]
+    """Their indices."""
+
+    def pin_memory(self) -> "ViewBatch":
+        """The pictures where a GPU can fetch them while it computes; called by torch's loader."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
+
 def image_batches(
     pictures: Pictures,
     view: View,
@@ -77,13 +104,29 @@ def image_batches(
         UserError: a worker process died, or more than 1 % of the pictures cannot be decoded.
     """
     order = Order(len(pictures), seed=seed, start=start, rank=rank, world_size=world_size)
-    maker = _Maker(pictures, view, seed if augment else None)
+    make = partial(_batch_of, pictures, view, seed if augment else None)
     requests = (order.take(batch) for _ in count())
-    if workers:
-        if _context() == "fork":
-            pictures.keep_small()
-        return _from_workers(maker, requests, workers, pinned)
-    return map(maker.batch_of, requests)
+    return _made(make, requests, pictures, workers, pinned)
+
+
+def view_batches(
+    pictures: Pictures,
+    view: View,
+    kind: Kind,
+    wanted: Iterable[range],
+    *,
+    workers: int = 0,
+    pinned: bool = False,
+) -> Iterator[ViewBatch]:
+    """Fixed views of pictures, a batch for each range of indices, in their order.
+
+    ``workers`` and ``pinned`` are those of ``image_batches``.
+
+    Raises:
+        UserError: a worker process died, or more than 1 % of the pictures cannot be decoded.
+    """
+    make = partial(_views_of, pictures, view, kind)
+    return _made(make, wanted, pictures, workers, pinned)
 
 
 def all_images(pictures: Pictures, view: View, batch: int) -> Iterator[Batch]:
@@ -92,10 +135,9 @@ def all_images(pictures: Pictures, view: View, batch: int) -> Iterator[Batch]:
     A picture that cannot be decoded is left out (``Pictures.broken`` names it), not replaced as in
     training: a stand-in would be counted twice.
     """
-    maker = _Maker(pictures, view, None)
     samples = (Sample(index, 0, index) for index in range(len(pictures)))
     while some := list(islice(samples, batch)):
-        found = maker.batch_of(some)
+        found = _batch_of(pictures, view, None, some)
         own = found.indices == found.positions
         if own.all():
             yield found
@@ -110,43 +152,66 @@ _DEATHS = ("DataLoader worker", "Pin memory thread exited")
 
 
 class _Maker(Dataset):
-    """Turns requests, lists of samples, into batches; ``seed`` None means central views."""
+    """Makes batches where the loader's workers can."""
 
-    def __init__(self, pictures: Pictures, view: View, seed: int | None):
-        self._pictures = pictures
-        self._view = view
-        self._seed = seed
+    def __init__(self, make: Callable[[Any], Any]):
+        self._make = make
 
-    def batch_of(self, samples: list[Sample]) -> Batch:
-        indices, squares = [], []
-        for sample in samples:
-            loaded = self._pictures.load(sample.index)
-            indices.append(loaded.index)
-            squares.append(self._square(loaded.picture, sample))
-        return Batch(
-            pixels=torch.stack(squares),
-            labels=torch.from_numpy(self._pictures.labels[indices]),
-            indices=torch.tensor(indices),
-            positions=torch.tensor([sample.position for sample in samples]),
-        )
-
-    def __getitem__(self, index: list[Sample]) -> Batch | UserError:
+    def __getitem__(self, index: Any) -> Any:
         # A raised error would reach the caller wrapped in a worker's traceback.
         try:
-            return self.batch_of(index)
+            return self._make(index)
         except UserError as error:
             return error
 
-    def _square(self, picture, sample: Sample) -> Tensor:
-        if self._seed is None:
-            return center_view(picture, self._view)
-        generator = picture_generator(self._seed, sample.epoch, sample.index)
-        return train_view(picture, self._view, generator)
+
+def _batch_of(pictures: Pictures, view: View, seed: int | None, samples: list[Sample]) -> Batch:
+    """Pictures of samples; without a seed by their central views."""
+    indices, squares = [], []
+    for sample in samples:
+        loaded = pictures.load(sample.index)
+        indices.append(loaded.index)
+        squares.append(_square(loaded.picture, view, seed, sample))
+    return Batch(
+        pixels=torch.stack(squares),
+        labels=torch.from_numpy(pictures.labels[indices]),
+        indices=torch.tensor(indices),
+        positions=torch.tensor([sample.position for sample in samples]),
+    )
+
+
+def _square(picture: Picture, view: View, seed: int | None, sample: Sample) -> Square:
+    if seed is None:
+        return center_view(picture, view)
+    return train_view(picture, view, picture_generator(seed, sample.epoch, sample.index))
+
+
+def _views_of(pictures: Pictures, view: View, kind: Kind, wanted: range) -> ViewBatch:
+    loaded = [item for index in wanted if (item := pictures.load(index)).index == index]
+    indices = [item.index for item in loaded]
+    squares = [views_of(item.picture, view, kind) for item in loaded]
+    none = torch.empty(0, num_views(kind), 3, view.size, view.size, dtype=torch.uint8)
+    return ViewBatch(
+        pixels=torch.stack(squares) if squares else none,
+        labels=torch.from_numpy(pictures.labels[indices]),
+        lost=tuple(sorted({*wanted} - {*indices})),
+    )
+
+
+def _made(
+    make: Callable[[T], B], requests: Iterable[T], pictures: Pictures, workers: int, pinned: bool
+) -> Iterator[B]:
+    """What is made of each request, in their order, here or by workers."""
+    if not workers:
+        return map(make, requests)
+    if _context() == "fork":
+        pictures.keep_small()
+    return _from_workers(_Maker(make), iter(requests), workers, pinned)
 
 
 def _from_workers(
-    maker: _Maker, requests: Iterator[list[Sample]], workers: int, pinned: bool
-) -> Iterator[Batch]:
+    maker: _Maker, requests: Iterator[Any], workers: int, pinned: bool
+) -> Iterator[Any]:
     loader = DataLoader(
         maker,
         sampler=requests,
@@ -159,8 +224,7 @@ def _from_workers(
     )
     batches = _started(loader)
     try:
-        while True:
-            result = next(batches)
+        for result in batches:
             if isinstance(result, UserError):
                 raise result
             yield result
@@ -171,7 +235,7 @@ def _from_workers(
         del batches
 
 
-def _started(loader: DataLoader) -> Iterator[Batch | UserError]:
+def _started(loader: DataLoader) -> Iterator[Any]:
     """Starts the workers, without two side effects that torch and Python have on that occasion."""
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD) if is_main and hasattr(signal, "SIGCHLD") else None

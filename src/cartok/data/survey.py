@@ -123,7 +123,7 @@ def describe(found: Survey) -> str:
         ("short side", _extent_text(found.short_side)),
         ("largest crop", _crop_text(found.crop)),
         ("modes", ", ".join(f"{mode} {num:,}" for mode, num in found.modes.items())),
-        ("classes", _classes_text(found.classes)),
+        ("classes", classes_text(found.classes)),
         ("one picture", _listed(found.single)),
         (
             "copies",
@@ -224,7 +224,8 @@ def _extent_text(extent: Extent) -> str:
     return f"{extent.least} to {extent.most} px, median {extent.median}"
 
 
-def _classes_text(classes: dict[str, int]) -> str:
+def classes_text(classes: dict[str, int]) -> str:
+    """How many classes, of how many to how many pictures, and the first of them."""
     if not classes:
         return "none (unconditional)"
     named = _listed([f"{name} {count:,}" for name, count in classes.items()])

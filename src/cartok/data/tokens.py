@@ -2,39 +2,37 @@
 
 A token folder holds ``manifest.json`` and files such as ``train-00000.safetensors`` with
 ``tokens`` [picture, view, position] (uint16, or int32 for codebooks above 65,536) and ``labels``
-[picture] (int32). The manifest is written last, so a folder that has one is finished. Nothing
-here knows how tokens are made.
+[picture] (int32), and in its header a stamp of what it was made of. The manifest is written last,
+so a folder that has one is finished. Nothing here knows how tokens are made; ``token_writer``
+writes them.
 """
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Int, Integer
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from cartok.core.ahead import sent
-from cartok.core.config import ConfigError, config, config_of, dict_of
+from cartok.core.config import ConfigError, config, config_of, digest_of
 from cartok.core.errors import UserError
-from cartok.core.files import staged, write_json
 from cartok.core.precision import Precision
 from cartok.core.shapes import Labels, TokenSequence
 from cartok.data.order import Order, choice_at
+from cartok.data.shard import Shard, ShardStamp, bad_shard, read_shard, sha256_of, within
 from cartok.data.views import Kind, View, num_views
 
 ViewTokens = Integer[Tensor, "batch view position"]
 """Tokens of every view of some pictures, in raster order."""
 
-MANIFEST = "manifest.json"
+Split = Literal["train", "val"]
 
-_UINT16_CODES = 1 << 16
+MANIFEST = "manifest.json"
 
 
 @config
@@ -42,7 +40,7 @@ class TokenShard:
     """One file of tokens: its split, how many pictures it holds, and its content's hash."""
 
     name: str
-    split: Literal["train", "val"]
+    split: Split
     num: int
     sha256: str
 
@@ -63,6 +61,8 @@ class TokenManifest:
     kind: Kind
     precision: Precision = "fp32"
     """Of the encoder as it made them; a manifest from before there was a choice means fp32."""
+    transform: str = ""
+    """What was done to a picture, in words; a manifest from before this was said says nothing."""
     shards: tuple[TokenShard, ...] = ()
 
     def __post_init__(self):
@@ -86,80 +86,26 @@ class TokenManifest:
         return sum(shard.num for shard in self.shards if shard.split == split)
 
 
-class TokenWriter:
-    """Writes a token folder: ``add`` pictures in order, then ``finish``.
+class TokenShards:
+    """The tokens of one split, memory-mapped; ``open_tokens`` makes it after checking them.
 
-    Each shard appears whole or not at all; without ``finish`` the folder counts as unfinished.
-
-    Raises:
-        UserError: the folder already holds finished tokens.
+    ``pictures`` holds the index in the split of each row's picture, where every shard says it, and
+    is empty otherwise; ``num_pictures`` counts those that could not be decoded too.
     """
 
-    def __init__(self, folder: Path, manifest: TokenManifest, *, shard_size: int = 16_384):
-        if (folder / MANIFEST).exists():
-            raise UserError(
-                f"a token folder is written once, but {folder} is finished; "
-                "name another folder or delete it"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._manifest = manifest
-        self._shard_size = shard_size
-        self._waiting: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"train": [], "val": []}
-        self._shards: list[TokenShard] = []
-
-    def add(self, split: Literal["train", "val"], tokens: ViewTokens, labels: Labels) -> None:
-        """Appends pictures to a split; writes a shard when enough have come.
-
-        Raises:
-            ValueError: views, positions or values are not those of the manifest.
-        """
-        about = self._manifest
-        if tuple(tokens.shape[1:]) != (about.num_views, about.num_tokens):
-            raise ValueError(
-                f"tokens are [picture, {about.num_views}, {about.num_tokens}] here, "
-                f"but got {tuple(tokens.shape)}"
-            )
-        values = tokens.cpu().numpy()
-        if not _within(values, about.codebook_size):
-            raise ValueError(
-                f"tokens are 0 to {about.codebook_size - 1}, "
-                f"but got {values.min()} to {values.max()}"
-            )
-        dtype = np.uint16 if about.codebook_size <= _UINT16_CODES else np.int32
-        self._waiting[split].append((values.astype(dtype), labels.int().cpu().numpy()))
-        if sum(len(labels) for _, labels in self._waiting[split]) >= self._shard_size:
-            self._flush(split)
-
-    def finish(self) -> TokenManifest:
-        """Writes what is left and, last of all, the manifest."""
-        for split in ("train", "val"):
-            self._flush(split)
-        finished = dataclasses.replace(self._manifest, shards=tuple(self._shards))
-        write_json(self._folder / MANIFEST, dict_of(finished))
-        return finished
-
-    def _flush(self, split: Literal["train", "val"]) -> None:
-        if not self._waiting[split]:
-            return
-        tokens, labels = (
-            np.concatenate(parts) for parts in zip(*self._waiting[split], strict=True)
-        )
-        number = sum(shard.split == split for shard in self._shards)
-        name = f"{split}-{number:05d}.safetensors"
-        path = self._folder / name
-        with staged(path) as temporary:
-            save_file({"tokens": tokens, "labels": labels}, temporary)
-        self._shards.append(TokenShard(name=name, split=split, num=len(labels), sha256=_sha(path)))
-        self._waiting[split] = []
-
-
-class TokenShards:
-    """The tokens of one split, memory-mapped; ``open_tokens`` makes it after checking them."""
-
-    def __init__(self, manifest: TokenManifest, tokens: list[np.ndarray], labels: np.ndarray):
+    def __init__(
+        self,
+        manifest: TokenManifest,
+        tokens: list[np.ndarray],
+        labels: np.ndarray,
+        stamps: Sequence[ShardStamp | None] = (),
+    ):
         self.manifest = manifest
         self.labels = torch.from_numpy(labels.astype(np.int64))
+        known = [stamp for stamp in stamps if stamp is not None]
+        is_known = len(known) == len(stamps)
+        self.pictures = [i for stamp in known for i in stamp.pictures] if is_known else []
+        self.num_pictures = max((stamp.stop for stamp in known), default=len(labels))
         self._tokens = tokens
         self._starts = np.cumsum([0, *(len(part) for part in tokens)])
 
@@ -167,6 +113,11 @@ class TokenShards:
     def num(self) -> int:
         """The number of pictures."""
         return len(self.labels)
+
+    @property
+    def unseen(self) -> tuple[int, ...]:
+        """The labels of classes that no picture has."""
+        return tuple(sorted({*range(len(self.manifest.classes))} - {*self.labels.tolist()}))
 
     def __len__(self) -> int:
         return self.num
@@ -194,33 +145,24 @@ def read_manifest(folder: str | Path) -> TokenManifest:
     Raises:
         UserError: the folder is missing, is no token folder, is unfinished or has a bad manifest.
     """
-    folder = Path(folder)
-    path = folder / MANIFEST
-    if not path.is_file():
-        half = any(folder.glob("*.safetensors")) if folder.is_dir() else False
-        state = "is half-written" if half else "is no token folder"
-        raise UserError(
-            f"a token folder has a {MANIFEST}, but {folder} {state}; extract the tokens (again)"
-        )
-    try:
-        return config_of(TokenManifest, json.loads(path.read_text()))
-    except (ConfigError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}; extract the tokens again") from error
+    return _read_manifest(Path(folder))[0]
 
 
-def open_tokens(folder: str | Path, split: Literal["train", "val"]) -> TokenShards:
+def open_tokens(folder: str | Path, split: Split) -> TokenShards:
     """The tokens of a split, after checking every file's hash, counts and values.
 
     Raises:
         UserError: the folder is unfinished or damaged, or holds nothing of the split.
     """
-    folder, manifest = Path(folder), read_manifest(folder)
+    folder = Path(folder)
+    manifest, name = _read_manifest(folder)
     shards = [shard for shard in manifest.shards if shard.split == split]
     if not shards:
         raise UserError(f"{folder} must hold {split} tokens, but has none; extract that split too")
-    parts = [_read_shard(folder / shard.name, shard, manifest) for shard in shards]
-    labels = np.concatenate([labels for _, labels in parts])
-    return TokenShards(manifest, [tokens for tokens, _ in parts], labels)
+    parts = [_checked_shard(folder / shard.name, shard, manifest, name) for shard in shards]
+    labels = np.concatenate([labels for _, labels, _ in parts])
+    stamps = [stamp for _, _, stamp in parts]
+    return TokenShards(manifest, [tokens for tokens, _, _ in parts], labels, stamps)
 
 
 def token_batches(
@@ -250,36 +192,51 @@ def token_batches(
         )
 
 
-def _read_shard(
-    path: Path, shard: TokenShard, manifest: TokenManifest
-) -> tuple[np.ndarray, np.ndarray]:
-    def refuse(fault: str) -> UserError:
-        return UserError(
-            f"a token shard must be as it was written, but {path} {fault}; extract the tokens again"
-        )
+def is_made_alike(a: TokenManifest, b: TokenManifest) -> bool:
+    """Whether two are of equal tokenizer, pictures, views and precision, whatever their shards."""
+    return dataclasses.replace(a, shards=()) == dataclasses.replace(b, shards=())
 
+
+def made_from(manifest: dict[str, Any]) -> str:
+    """Sixteen hex digits that name what tokens were made of and how: all but their shards.
+
+    Of the manifest as it stands in its file, so that a field added later changes no name.
+    """
+    return digest_of({key: value for key, value in manifest.items() if key != "shards"})
+
+
+def _read_manifest(folder: Path) -> tuple[TokenManifest, str]:
+    """The manifest, and the name of what it says that the tokens were made of."""
+    path = folder / MANIFEST
     if not path.is_file():
-        raise refuse("is missing")
-    if _sha(path) != shard.sha256:
-        raise refuse("has another checksum")
+        half = any(folder.glob("*.safetensors")) if folder.is_dir() else False
+        state = "is half-written" if half else "is no token folder"
+        raise UserError(
+            f"a token folder has a {MANIFEST}, but {folder} {state}; extract the tokens "
+            + ("with --resume" if half else "(again)")
+        )
     try:
-        with safe_open(path, framework="pt") as file:
-            tokens, labels = (file.get_tensor(name).numpy() for name in ("tokens", "labels"))
-    except SafetensorError as error:
-        raise refuse(f"is no token file ({error})") from error
-    if tokens.shape != (shard.num, manifest.num_views, manifest.num_tokens):
-        raise refuse(f"holds tokens {tokens.shape} instead of {shard.num} pictures")
-    if len(labels) != shard.num or not _within(labels, max(1, len(manifest.classes))):
-        raise refuse("has labels that are no classes of the manifest")
-    if not _within(tokens, manifest.codebook_size):
-        raise refuse(f"has tokens outside a codebook of {manifest.codebook_size}")
-    return tokens, labels
+        plain = json.loads(path.read_text())
+        return config_of(TokenManifest, plain), made_from(plain)
+    except (ConfigError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}; extract the tokens again") from error
 
 
-def _within(values: np.ndarray, limit: int) -> bool:
-    return values.size == 0 or (int(values.min()) >= 0 and int(values.max()) < limit)
-
-
-def _sha(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _checked_shard(path: Path, shard: TokenShard, manifest: TokenManifest, name: str) -> Shard:
+    if not path.is_file():
+        raise bad_shard(path, "is missing")
+    if sha256_of(path) != shard.sha256:
+        raise bad_shard(path, "has another checksum")
+    found = read_shard(path)
+    if found.stamp is not None and found.stamp.made_from != name:
+        raise bad_shard(path, f"was made of other things than the {MANIFEST} beside it says")
+    if found.tokens.shape != (shard.num, manifest.num_views, manifest.num_tokens):
+        raise bad_shard(
+            path, f"holds tokens {found.tokens.shape} instead of {shard.num} pictures of "
+            f"{manifest.num_views} views and {manifest.num_tokens} tokens"
+        )  # fmt: skip
+    if len(found.labels) != shard.num or not within(found.labels, max(1, len(manifest.classes))):
+        raise bad_shard(path, "has labels that are no classes of the manifest")
+    if not within(found.tokens, manifest.codebook_size):
+        raise bad_shard(path, f"has tokens outside a codebook of {manifest.codebook_size}")
+    return found

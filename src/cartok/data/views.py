@@ -90,6 +90,17 @@ def num_views(kind: Kind) -> int:
     return {"center": 1, "flip": 2, "ten-crop": 10}[kind]
 
 
+def transform_of(view: View, kind: Kind) -> str:
+    """What ``views_of`` does to a picture, in words, for a receipt."""
+    wide = round(_TEN_CROP_SCALE * view.size) if kind == "ten-crop" else view.size
+    square = f"central square of the short side, Lanczos to {wide} px"
+    if not view.resize:
+        square = f"central {view.size} px at the picture's own scale"
+    if kind == "ten-crop":
+        square += f"; of it {view.size} px in the centre and the corners"
+    return square + ("" if kind == "center" else ", each also mirrored")
+
+
 def _five_crops(picture: Image.Image, view: View) -> list[np.ndarray]:
     if not view.resize:
         raise UserError("ten-crop scales pictures, but this view does not; set resize to true")

@@ -17,11 +17,13 @@ from cartok.core.run import read_log
 from cartok.core.shapes import Pixels, pixels_of
 from cartok.data.tokens import open_tokens, read_manifest
 from cartok.lab.evaluations import code_use, grid_of_pictures, reconstruct, save_png, sheet_of
+from cartok.lab.extraction import run_extract
+from cartok.lab.guidance import SCAN_SEED, nearest, scan
 from cartok.lab.inputs import ArmInputs, Scores, named_scores
 from cartok.lab.one_step import redrawn
 from cartok.lab.probe import frozen_latents, probe
-from cartok.lab.stages import Launch, Splits, run_extract, run_prior, run_tokenizer
-from cartok.metrics.frechet import MIN_PICTURES, extrapolated_frechet
+from cartok.lab.stages import Launch, Splits, run_prior, run_tokenizer
+from cartok.metrics.frechet import MIN_PICTURES
 from cartok.metrics.reconstruction import psnr_db
 from cartok.metrics.suite import Featurised, featurise, score_pictures
 from cartok.prior.model import Prior
@@ -30,9 +32,6 @@ from cartok.sampling.sampler import Sampler, balanced_labels
 from cartok.scaling.numbers import Number
 from cartok.tokenizer.model import Tokenizer
 from cartok.tokenizer.train import TokenizerRun
-
-SCAN_SEED = 2**32
-"""Added to the seed of samples by which a guidance is chosen: they are never scored again."""
 
 _EVALUATED = "validation/nats_per_token"
 _SAMPLED, _SAMPLED_ON_GPU = 96, 2048  # at once
@@ -254,7 +253,8 @@ class _Draws:
 
     def __call__(self, num: int, seed: int, guidance: float) -> tuple[Pixels, torch.Tensor]:
         """Pictures on the CPU, and their labels."""
-        labels = balanced_labels(num, max(1, self.arm.inputs.num_classes))
+        prior = self.sampler.prior
+        labels = balanced_labels(num, prior.config.num_classes, prior.unseen)
         batch = _SAMPLED
         if self.device.type == "cuda":
             most = min(_SAMPLED_ON_GPU, max(1, _CACHED_ON_GPU // _cached_by(self.sampler.prior)))
@@ -274,20 +274,16 @@ def _cached_by(prior: Prior) -> int:
 
 
 def _best_guidance(draw: _Draws, inputs: ArmInputs, seed: int) -> tuple[float, dict[str, float]]:
-    """The guidance whose samples come nearest, and how near each came; drawn with another seed.
-
-    By the distance in full features, without its bias in few pictures, which would favour strong
-    guidance; projected features put the best guidance elsewhere than the verdict does.
-    """
+    """The guidance whose samples come nearest, and how near each came; drawn with another seed."""
     if inputs.scan_features is None:
         return (inputs.yardstick.guidances[0] if inputs.num_classes else 1.0), {}
-    found = {}
-    reference = inputs.scan_features.features.to(draw.device)
-    for guidance in inputs.yardstick.guidances:
+
+    def samples_at(guidance: float) -> Featurised:
         pixels, _ = draw(inputs.yardstick.scan_samples, SCAN_SEED + seed, guidance)
-        features = _featurised(pixels, inputs, draw.device).features.to(draw.device)
-        found[guidance] = extrapolated_frechet(features, reference)
-    return min(found, key=lambda guidance: found[guidance]), {f"{g:g}": v for g, v in found.items()}
+        return _featurised(pixels, inputs, draw.device)
+
+    tried = scan(inputs.yardstick.guidances, samples_at, inputs.scan_features, draw.device)
+    return nearest(tried), {f"{guidance:g}": score.value for guidance, score in tried.items()}
 
 
 def _featurised(pixels: Pixels, inputs: ArmInputs, device: torch.device) -> Featurised:

@@ -14,7 +14,7 @@ from cartok.data.tokens import TokenShards
 from cartok.lab.evaluations import BATCH
 from cartok.metrics.reconstruction import psnr_db
 from cartok.prior.model import Prior
-from cartok.prior.train import first_views
+from cartok.prior.train import first_views, refuse_foreign
 from cartok.sampling.drawing import codes_at
 from cartok.sampling.sampler import uniforms
 from cartok.tokenizer.model import Tokenizer
@@ -39,7 +39,11 @@ def redrawn(
     """``num`` pictures spread evenly over the shards, or all; prior and tokenizer in eval mode.
 
     Unguided, and picture i takes the draws of sample i of ``seed``.
+
+    Raises:
+        UserError: the tokens are not those this prior predicts.
     """
+    refuse_foreign(prior, shards.manifest)
     rows = torch.linspace(0, len(shards) - 1, min(num, len(shards))).round().long()
     parts = [
         _redrawn_part(prior, tokenizer, shards, some, seed, start)

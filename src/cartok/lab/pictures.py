@@ -48,8 +48,8 @@ class SampleConfig(SamplingConfig):
     num: int = 64
     """Pictures."""
     labels: tuple[str, ...] = ()
-    """Class names or numbers, taken in turn; all classes in turn if none is given. Those joined by
-    a + are mixed to equal parts."""
+    """Class names or numbers, taken in turn; if none is given, all that the prior was trained on.
+    Those joined by a + are mixed to equal parts."""
     seed: int = 0
 
     def __post_init__(self):
@@ -97,6 +97,7 @@ def run_sample(
     tokenizer = Tokenizer.from_pretrained(tokenizer_source).to(world.device)
     prior = Prior.from_pretrained(prior_source).to(world.device)
     sampler, labels = Sampler(prior, tokenizer), _labels(config, prior)
+    _warn_of_unseen(config, prior, progress)
     kept = None if edit is None else _kept(edit, tokenizer, prior)
     names = _folders(config, prior)
     shown: list[Pixels] = []
@@ -209,7 +210,7 @@ def _featurised(pictures: Pictures, size: int, network_size: int, world: World) 
 def _labels(config: SampleConfig, prior: Prior) -> Labels | Mixtures:
     num_classes = prior.config.num_classes
     if not config.labels:
-        return balanced_labels(config.num, max(1, num_classes))
+        return balanced_labels(config.num, num_classes, prior.unseen)
     mixed = [_parts(name, prior) for name in config.labels]
     if all(len(parts) == 1 for parts in mixed):
         chosen = torch.tensor([parts[0] for parts in mixed])
@@ -224,11 +225,21 @@ def _folders(config: SampleConfig, prior: Prior) -> list[str]:
     """Of each picture: its class, or what it is a mixture of."""
     if not prior.classes:
         return ["all"] * config.num
-    chosen = prior.classes
-    if config.labels:
-        parts = [_parts(name, prior) for name in config.labels]
-        chosen = ["+".join(prior.classes[label] for label in some) for some in parts]
+    if not config.labels:
+        return [prior.classes[label] for label in _labels(config, prior).tolist()]
+    parts = [_parts(name, prior) for name in config.labels]
+    chosen = ["+".join(prior.classes[label] for label in some) for some in parts]
     return [chosen[place % len(chosen)] for place in range(config.num)]
+
+
+def _warn_of_unseen(config: SampleConfig, prior: Prior, progress: Progress) -> None:
+    named = {label for name in config.labels for label in _parts(name, prior)}
+    for label in sorted(named & {*prior.unseen}):
+        name = prior.classes[label] if prior.classes else label
+        progress.say(
+            f"warning: this prior was trained on no picture of class '{name}'; "
+            "what is drawn for it shows nothing that was learned"
+        )
 
 
 def _parts(name: str, prior: Prior) -> list[int]:

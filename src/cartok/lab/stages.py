@@ -1,31 +1,24 @@
 """One function a verb: opens what is needed, runs one stage in one folder, closes the record."""
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cartok.core.config import config_of, read_config
+from cartok.core.config import config_of, dict_of, read_config
 from cartok.core.errors import UserError
-from cartok.core.files import read_json
+from cartok.core.files import read_json, write_json
 from cartok.core.loop import Outcome
 from cartok.core.parallel import World
-from cartok.core.precision import Precision
 from cartok.core.progress import Progress
-from cartok.core.run import Run, refuse_occupied
+from cartok.core.run import Run, first_difference, refuse_occupied
 from cartok.data.images import open_splits
 from cartok.data.pictures import Pictures
-from cartok.data.tokens import MANIFEST, TokenManifest, open_tokens
-from cartok.data.views import Kind, View
+from cartok.data.tokens import TokenManifest, is_made_alike, open_tokens
 from cartok.lab.diagnosis import diagnose
-from cartok.lab.evaluations import prior_evaluations, spread, tokenizer_evaluations
+from cartok.lab.evaluations import prior_evaluations, tokenizer_evaluations
 from cartok.prior.train import PriorJob, PriorRun, nats_per_position, train_prior
 from cartok.tokenizer.codec import parameter_count
-from cartok.tokenizer.extract import extract
-from cartok.tokenizer.model import Tokenizer
 from cartok.tokenizer.train import TokenizerJob, TokenizerRun, train_tokenizer
-
-_SHARD = re.compile(r"\.?(train|val)-\d{5}\.safetensors(\.\S*)?")
 
 DATA_KINDS = "'photos', a folder or parquet of pictures, or 'hub:owner/name'"
 
@@ -91,7 +84,7 @@ def run_tokenizer(
     evaluations = tokenizer_evaluations(job, held, run)
     with progress.stage(title, job.steps) as tick:
         outcome = train_tokenizer(job, run, evaluations=evaluations, tick=tick)
-    _say_unreadable(train, progress)
+    say_unreadable(train, progress)
     _close_run(run, outcome, job.facts(outcome), progress)
     if outcome.finished and world.is_main:
         for finding in diagnose(run.folder)[0].findings:
@@ -134,7 +127,11 @@ def _short(number: int | float) -> str:
 
 
 def run_prior(config: PriorRun, launch: Launch, progress: Progress, title: str = "prior") -> Run:
-    """Trains a prior into a run folder; a finished run is left as it is on ``resume``."""
+    """Trains a prior into a run folder; a finished run is left as it is on ``resume``.
+
+    Raises:
+        UserError: the tokens are damaged, or on ``resume`` others than those it began with.
+    """
     world = World.join(launch.device)
     shards = open_tokens(Path(config.tokens), "train")
     held = open_tokens(Path(config.tokens), "val")
@@ -142,6 +139,7 @@ def run_prior(config: PriorRun, launch: Launch, progress: Progress, title: str =
     if launch.resume and run.is_finished:
         progress.say(f"{title}: {run.folder} is finished already")
         return run
+    _refuse_other_tokens(run, shards.manifest)
     job = PriorJob(config, shards, world)
     evaluations = prior_evaluations(job, held)
     with progress.stage(title, config.loop.steps) as tick:
@@ -151,58 +149,6 @@ def run_prior(config: PriorRun, launch: Launch, progress: Progress, title: str =
         nats = nats_per_position(job.prior, held, len(held), world.device)
         facts["nats_per_position"] = nats.tolist()
     return _close_run(run, outcome, facts, progress)
-
-
-def run_extract(
-    tokenizer_source: str,
-    launch: Launch,
-    progress: Progress,
-    *,
-    data: str = "",
-    view: View | None = None,
-    kind: Kind = "flip",
-    precision: Precision = "fp32",
-    most: int = 0,
-    title: str = "tokens",
-    splits: Splits | None = None,
-) -> TokenManifest:
-    """Writes the tokens of a data set; data and view are the tokenizer run's unless given.
-
-    At most ``most`` training pictures and a tenth as many for validation are taken, spread evenly
-    over the set; 0 takes all. ``splits`` are the data, where they have been opened already.
-
-    Raises:
-        UserError: the folder is not empty; the tokenizer is no run and data or view is missing.
-    """
-    world = World.join(launch.device)
-    tokenizer = Tokenizer.from_pretrained(tokenizer_source).to(world.device)
-    trained = _trained_with(tokenizer_source)
-    data = data or (trained.data if trained else "")
-    view = view or (trained.view if trained else None)
-    if not data or view is None:
-        raise UserError(
-            f"{tokenizer_source} is no run folder that says what it was trained on; "
-            "give --data and --size"
-        )
-    splits = splits or open_splits(data, size=view.size)
-    if most:
-        few = {"train": most, "val": most // 10}
-        splits = {split: spread(pictures, few[split]) for split, pictures in splits.items()}
-    _prepare_folder(launch)
-    manifest = extract(
-        tokenizer,
-        splits,
-        launch.out,
-        source=data,
-        view=view,
-        kind=kind,
-        precision=precision,
-        progress=progress,
-        title=title,
-    )
-    for pictures in splits.values():
-        _say_unreadable(pictures, progress)
-    return manifest
 
 
 def resume(folder: Path, device: str, progress: Progress) -> Run:
@@ -221,7 +167,22 @@ def resume(folder: Path, device: str, progress: Progress) -> Run:
     raise UserError(f"cartok resume goes on with a tokenizer or a prior; {folder} holds {kind!r}")
 
 
-def _say_unreadable(pictures: Pictures, progress: Progress) -> None:
+def _refuse_other_tokens(run: Run, manifest: TokenManifest) -> None:
+    """Keeps what tokens a prior begins with; refuses to go on with others."""
+    if run.tokens.exists():
+        began = config_of(TokenManifest, read_json(run.tokens, "a token manifest"))
+        if not is_made_alike(began, manifest):
+            before, now = (dict_of(replace(one, shards=())) for one in (began, manifest))
+            raise UserError(
+                "a prior goes on with the tokens it began with, but in their manifest "
+                f"{first_difference(before, now)}; extract them as they were, or start again "
+                "with --overwrite"
+            )
+    elif run.world.is_main:
+        write_json(run.tokens, dict_of(manifest))
+
+
+def say_unreadable(pictures: Pictures, progress: Progress) -> None:
     """Names the pictures that turned out to be unreadable when they were decoded."""
     for fault in pictures.broken[:10]:
         progress.say(f"left out {fault.name}: {fault.reason}")
@@ -245,30 +206,3 @@ def _close_run(run: Run, outcome: Outcome, facts: dict[str, Any], progress: Prog
     }
     run.finish(**facts, scores=scores)
     return run
-
-
-def _trained_with(source: str) -> TokenizerRun | None:
-    path = Path(source) / "config.json"
-    if not path.exists():
-        return None
-    stored = read_json(path, "a run's config")
-    return config_of(TokenizerRun, stored["config"]) if "digest" in stored else None
-
-
-def _prepare_folder(launch: Launch) -> None:
-    """Makes sure that tokens can go to the folder; tokens that are there go on ``overwrite``."""
-    if not launch.out.is_dir() or not any(launch.out.iterdir()):
-        return
-    if not launch.overwrite:
-        raise UserError(
-            f"--out must be new or empty, but {launch.out} holds files; "
-            "give --overwrite to start again, or another --out"
-        )
-    shards = [path for path in launch.out.iterdir() if _SHARD.fullmatch(path.name)]
-    if len(shards) + (launch.out / MANIFEST).exists() < len(list(launch.out.iterdir())):
-        raise UserError(
-            f"--overwrite replaces tokens, but {launch.out} holds other files; name another --out"
-        )
-    (launch.out / MANIFEST).unlink(missing_ok=True)  # first, so no half-emptied folder looks whole
-    for shard in shards:
-        shard.unlink()

@@ -58,13 +58,19 @@ class Prior(nn.Module):
     """Next-token prediction in raster order, after one token that names the class.
 
     ``tokenizer_digest`` names the tokenizer whose tokens it was trained on, ``classes`` its
-    classes in the order of the labels; both travel with the weights.
+    classes in the order of the labels, ``unseen`` those labels that no training picture had; all
+    travel with the weights.
     """
 
     rotary: Tensor
 
     def __init__(
-        self, config: PriorConfig, *, tokenizer_digest: str = "", classes: Many[str] = ()
+        self,
+        config: PriorConfig,
+        *,
+        tokenizer_digest: str = "",
+        classes: Many[str] = (),
+        unseen: Many[int] = (),
     ) -> None:
         super().__init__()
         if classes and len(classes) != config.num_classes:
@@ -72,7 +78,13 @@ class Prior(nn.Module):
                 f"a prior of {config.num_classes} classes needs as many names, but got "
                 f"{len(classes)}; pass one name for each label, or none at all"
             )
+        if unseen and not {*unseen} < {*range(config.num_classes)}:
+            raise UserError(
+                f"unseen labels are some but not all of 0 to {config.num_classes - 1}, but they "
+                f"are {', '.join(map(str, unseen))}"
+            )
         self.config = config
+        self.unseen = tuple(unseen)
         self.tokenizer_digest = tokenizer_digest
         self.classes = list(classes)
         width = config.transformer.width
@@ -141,7 +153,11 @@ class Prior(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Writes the model folder: config, weights, tokenizer digest and class names."""
-        extra = {"tokenizer_digest": self.tokenizer_digest, "classes": self.classes}
+        extra = {
+            "tokenizer_digest": self.tokenizer_digest,
+            "classes": self.classes,
+            "unseen": list(self.unseen),
+        }
         save_model(folder, self, kind="prior", config=self.config, extra=extra)
 
     @classmethod
@@ -152,9 +168,12 @@ class Prior(nn.Module):
             UserError: there is no prior, or its weights are damaged or do not fit its config.
         """
         stored = load_model(source, kind="prior")
-        digest, classes = (stored.extra.get(key) for key in ("tokenizer_digest", "classes"))
+        keys = ("tokenizer_digest", "classes", "unseen")  # older folders lack the last
+        digest, classes, unseen = (stored.extra.get(key) for key in keys)
         config = config_of(PriorConfig, stored.config)
-        prior = cls(config, tokenizer_digest=digest or "", classes=classes or ())
+        prior = cls(
+            config, tokenizer_digest=digest or "", classes=classes or (), unseen=unseen or ()
+        )
         put_tensors(prior, stored.tensors, f"the prior of {source}")
         return prior.eval()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cartok.core.compiled import as_written, compile_in_place
 from cartok.core.config import config
+from cartok.core.errors import UserError
 from cartok.core.job import Evaluation, EvaluationConfig, LoopConfig, Mover, Phase, Terms
 from cartok.core.loop import Outcome, fit
 from cartok.core.optim import OptimConfig, adamw_of, rate_of
@@ -16,7 +17,7 @@ from cartok.core.parallel import World
 from cartok.core.progress import Tick
 from cartok.core.run import Run
 from cartok.core.shapes import TokenSequence
-from cartok.data.tokens import TokenBatch, TokenShards, token_batches
+from cartok.data.tokens import TokenBatch, TokenManifest, TokenShards, token_batches
 from cartok.layers import TransformerConfig
 from cartok.prior.model import Prior, PriorConfig, flops_per_token, parameter_census
 from cartok.prior.surprise import Surprise
@@ -71,7 +72,12 @@ class PriorJob:
             class_dropout=config.class_dropout,
             token_dropout=config.token_dropout,
         )
-        prior = Prior(shape, tokenizer_digest=manifest.tokenizer_digest, classes=manifest.classes)
+        prior = Prior(
+            shape,
+            tokenizer_digest=manifest.tokenizer_digest,
+            classes=manifest.classes,
+            unseen=shards.unseen,
+        )
         self.prior = world.shard(prior)
         if config.compile:
             compile_in_place(self.prior.transformer.blocks)
@@ -146,6 +152,28 @@ def train_prior(
     return outcome
 
 
+def refuse_foreign(prior: Prior, manifest: TokenManifest) -> None:
+    """Refuses tokens that are not those a prior predicts.
+
+    Raises:
+        UserError: another tokenizer made them, or their codebook, grid or classes are others.
+    """
+    ours, shape = prior.tokenizer_digest, prior.config
+    facts = (
+        ("tokenizer", ours or manifest.tokenizer_digest, manifest.tokenizer_digest),
+        ("codebook size", shape.codebook_size, manifest.codebook_size),
+        ("grid", shape.grid, manifest.grid),
+        ("number of classes", shape.num_classes, len(manifest.classes)),
+        ("classes", tuple(prior.classes) or manifest.classes, manifest.classes),
+    )
+    for name, known, found in facts:
+        if known != found:
+            raise UserError(
+                f"a prior reads tokens like those it was trained on, but their {name} is {found} "
+                f"and the prior's {known}; extract tokens with its tokenizer, or train another"
+            )
+
+
 @torch.no_grad()
 def nats_per_position(
     prior: Prior, shards: TokenShards, num: int, device: torch.device, batch: int = 128
@@ -156,7 +184,11 @@ def nats_per_position(
 
     The mean over positions is the validation loss; the paper's central picture is that causal
     tokens lower it at every position, most at the end (its Figure 9).
+
+    Raises:
+        UserError: the tokens are not those this prior predicts.
     """
+    refuse_foreign(prior, shards.manifest)
     was_training = prior.training
     prior.eval()
     total = torch.zeros(prior.config.num_tokens, dtype=torch.float64)

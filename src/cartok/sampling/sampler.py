@@ -7,7 +7,7 @@ either side. In float32 that is rare; of a prior kept in bfloat16 most samples c
 batch.
 """
 
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Collection, Generator, Hashable
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -203,12 +203,14 @@ def uniforms(
     return torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53)
 
 
-def balanced_labels(num: int, num_classes: int) -> Labels:
-    """``num`` labels, each class equally often; the first ``num % num_classes`` once more.
+def balanced_labels(num: int, num_classes: int, unseen: Collection[int] = ()) -> Labels:
+    """``num`` labels, each class equally often but those ``unseen`` in training, which none.
 
-    All 0 for an unconditional prior (no classes).
+    In turn, so the first classes come once more where the number does not go up. All 0 for an
+    unconditional prior (no classes).
     """
-    return torch.arange(num) % max(num_classes, 1)
+    drawn = [label for label in range(max(num_classes, 1)) if label not in unseen]
+    return torch.tensor(drawn)[torch.arange(num) % len(drawn)]
 
 
 def _choice(seed: int, guidance: float, options: dict[str, Any]) -> SamplingConfig:

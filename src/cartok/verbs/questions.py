@@ -3,34 +3,81 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from cartok.core.errors import UserError
 from cartok.verbs.arguments import First, Flat, parse, progress_bar
+
+if TYPE_CHECKING:
+    from cartok.metrics.score import Score
 
 
 def inspect(arguments: list[str]) -> None:
-    """Describes a data set and writes a contact sheet."""
-    from cartok.data.survey import check_sheet, contact_sheet, describe, survey
+    """Describes pictures or tokens and shows some."""
+    from cartok.lab.token_survey import holds_tokens
 
     @dataclass(frozen=True)
     class Inspect:
-        """Counts, sizes, classes, modes, duplicates and broken files; a sheet of pictures."""
+        """What a data set or a folder of tokens holds, and a sheet of pictures.
+
+        Of pictures: counts, sizes, classes, modes, duplicates and broken files. Of tokens: what
+        their stamp says, counts, how codes are used, entropies; the sheet shows some beside what
+        they were made of, if their tokenizer is known.
+        """
 
         data: First[str]
-        """'photos', a folder or parquet of pictures, or 'hub:owner/name'."""
-        sheet: Path = Path("contact-sheet.png")
+        """'photos', a folder or parquet of pictures, 'hub:owner/name', or a folder of tokens."""
+        sheet: Annotated[Path, tyro.conf.arg(aliases=["--out"])] = Path("contact-sheet.png")
         """Where the sheet goes; a PNG that is there is replaced."""
         num: int = 64
         """Pictures on it."""
+        tokenizer: str = ""
+        """Of tokens: the one that made them; looked for beside them, if nothing is given."""
 
     chosen = parse(Inspect, arguments, "inspect")
-    check_sheet(chosen.sheet, chosen.num)
-    found = survey(chosen.data, progress_bar())
+    if holds_tokens(chosen.data):
+        _inspect_tokens(Path(chosen.data), chosen.sheet, chosen.num, chosen.tokenizer)
+        return
+    if chosen.tokenizer:
+        raise UserError(
+            f"--tokenizer decodes tokens, but {chosen.data} is no folder of them; leave it away"
+        )
+    _inspect_pictures(chosen.data, chosen.sheet, chosen.num)
+
+
+def _inspect_pictures(data: str, sheet: Path, num: int) -> None:
+    from cartok.data.survey import check_sheet, contact_sheet, describe, survey
+
+    check_sheet(sheet, num)
+    found = survey(data, progress_bar())
     print(describe(found))
-    contact_sheet(found.pictures, chosen.sheet, num=chosen.num)
-    print(f"contact sheet: {chosen.sheet}")
+    contact_sheet(found.pictures, sheet, num=num)
+    print(f"contact sheet: {sheet}")
+
+
+def _inspect_tokens(folder: Path, sheet: Path, num: int, source: str) -> None:
+    from cartok.data.survey import check_sheet
+    from cartok.data.tokens import read_manifest
+    from cartok.lab.evaluations import save_png
+    from cartok.lab.token_survey import (
+        describe_tokens,
+        sheet_of_tokens,
+        survey_tokens,
+        tokenizer_of,
+    )
+
+    check_sheet(sheet, num)
+    tokenizer = tokenizer_of(folder, read_manifest(folder), source)
+    found = survey_tokens(folder)
+    print(describe_tokens(found), flush=True)
+    if tokenizer is None:
+        print("no sheet: their tokenizer is not beside the tokens; name it by --tokenizer")
+        return
+    shown = sheet_of_tokens(found, tokenizer, num)
+    save_png(shown.picture, sheet)
+    print(f"{sheet}: {shown.words}")
 
 
 def recipes(arguments: list[str]) -> None:
@@ -120,11 +167,48 @@ def score(arguments: list[str]) -> None:
         chosen.generated, chosen.reference, size=chosen.size, network_size=chosen.network_size,
         seed=chosen.seed, device=chosen.device, path=chosen.json,
     )  # fmt: skip
-    for name, value in scores.items():
-        mark = " (indicative)" if value.receipt.get("indicative") else ""
-        print(f"{name:<12} {value.value:.6g} {value.unit}{mark}")
+    _print_scores(scores)
     if chosen.json is None and scores:
         print(json.dumps(next(iter(scores.values())).receipt))
+
+
+def guide(arguments: list[str]) -> None:
+    """Finds the guidance that suits a prior."""
+    from cartok.core.files import refuse_unwritable, write_json
+    from cartok.lab.guidance import GuideConfig, run_guide
+
+    @dataclass(frozen=True)
+    class Guide:
+        """Samples at several guidances against training pictures, and the nearest one's score."""
+
+        prior: First[str]
+        """A run, a model folder, or a model of the hub."""
+        tokenizer: str
+        """The one whose tokens the prior was trained on."""
+        data: str = ""
+        """Pictures; those the tokenizer was trained on, if it is a run and nothing is given."""
+        config: Annotated[GuideConfig, Flat] = field(default_factory=GuideConfig)
+        device: str = "auto"
+        """auto, cpu, cuda, cuda:N or mps."""
+        json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+        """Also write every number with its receipt to this file."""
+
+    chosen = parse(Guide, arguments, "guide")
+    if chosen.json is not None:
+        refuse_unwritable(chosen.json)
+    found = run_guide(
+        chosen.prior, chosen.tokenizer, chosen.data, chosen.config, chosen.device, progress_bar()
+    )
+    if chosen.json is not None:
+        write_json(chosen.json, found.to_json())
+    print("guidance     distance")
+    for guidance, score in found.tried.items():
+        mark = "  nearest" if guidance == found.guidance else ""
+        print(f"{guidance:<12g} {score.value:.6g}{mark}")
+    if found.is_at_end:
+        print(f"{found.guidance:g} lies at the end of what was tried; widen --guidances beyond it")
+    print(f"other samples at {found.guidance:g} against other training pictures:")
+    _print_scores(found.scores)
 
 
 def doctor(arguments: list[str]) -> int:
@@ -170,3 +254,9 @@ def report(arguments: list[str]) -> None:
         folder: First[Path]
 
     print(write_report(parse(Report, arguments, "report").folder))
+
+
+def _print_scores(scores: "dict[str, Score]") -> None:
+    for name, value in scores.items():
+        mark = " (indicative)" if value.receipt.get("indicative") else ""
+        print(f"{name:<12} {value.value:.6g} {value.unit}{mark}")

@@ -136,7 +136,8 @@ def extract(arguments: list[str]) -> None:
     """Writes token shards."""
     from cartok.core.precision import Precision
     from cartok.data.views import Kind, View
-    from cartok.lab.stages import Launch, run_extract
+    from cartok.lab.extraction import run_extract
+    from cartok.lab.stages import Launch
 
     @dataclass(frozen=True)
     class Extract:
@@ -154,17 +155,30 @@ def extract(arguments: list[str]) -> None:
         """Views of each picture; the paper's is ten-crop."""
         precision: Precision = "fp32"
         """fp32: tokens do not depend on the device; bf16 is faster on a GPU."""
+        batch: int = 128
+        """Views that are encoded at once."""
+        workers: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+        """Processes that decode ahead; if nothing is given, up to 8 for a GPU, else none."""
         device: str = "auto"
         """auto, cpu, cuda, cuda:N or mps."""
+        resume: bool = False
+        """Go on where an extraction was stopped."""
         overwrite: bool = False
         """Start again in a folder that holds tokens."""
 
     chosen = parse(Extract, arguments, "extract")
-    launch = Launch(chosen.out, chosen.device, overwrite=chosen.overwrite)
+    if chosen.resume and chosen.overwrite:
+        raise UserError("--resume goes on and --overwrite starts again, but got both; give one")
+    if chosen.batch < 1 or (chosen.workers or 0) < 0:
+        raise UserError(
+            f"--batch is at least 1 and --workers at least 0, but they are {chosen.batch} and "
+            f"{chosen.workers}"
+        )
+    launch = Launch(chosen.out, chosen.device, chosen.resume, chosen.overwrite)
     manifest = run_extract(
         chosen.tokenizer, launch, progress_bar(), data=chosen.data,
         view=View(size=chosen.size) if chosen.size else None, kind=chosen.views,
-        precision=chosen.precision,
+        precision=chosen.precision, batch=chosen.batch, workers=chosen.workers,
     )  # fmt: skip
     print(f"{manifest.num('train')} training and {manifest.num('val')} validation pictures, "
           f"{manifest.num_tokens} tokens each: {chosen.out}")  # fmt: skip
