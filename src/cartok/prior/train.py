@@ -12,7 +12,7 @@ from cartok.core.config import config
 from cartok.core.job import Evaluation, EvaluationConfig, LoopConfig, Mover, Phase, Terms
 from cartok.core.loop import Outcome, fit
 from cartok.core.optim import OptimConfig, adamw_of, rate_of
-from cartok.core.parallel import World
+from cartok.core.parallel import Weights, World
 from cartok.core.progress import Tick
 from cartok.core.run import Run
 from cartok.core.shapes import TokenSequence
@@ -44,6 +44,10 @@ class PriorRun:
     compile: bool = False
     """Fuses each layer by torch.compile: some ten seconds at the start, then a step of a small
     prior takes a GPU half the time."""
+    weights: Weights = "copied"
+    """What each of several GPUs holds of weights, optimizer and running mean: all, or its share,
+    for priors that do not fit otherwise. They are divided by rows, and every layer is put together
+    when it is due (FSDP2)."""
     evaluations: tuple[EvaluationConfig, ...] = ()
     seed: int = 0
 
@@ -72,9 +76,10 @@ class PriorJob:
             token_dropout=config.token_dropout,
         )
         prior = Prior(shape, tokenizer_digest=manifest.tokenizer_digest, classes=manifest.classes)
-        self.prior = world.shard(prior)
+        blocks = prior.transformer.blocks
         if config.compile:
-            compile_in_place(self.prior.transformer.blocks)
+            compile_in_place(blocks)
+        self.prior = world.shard(prior, config.weights, units=blocks, methods=["surprise"])
         self.modules = {"prior": self.prior}
         rate = rate_of(config.optim, config.loop.steps)
         optimizer = adamw_of(config.optim, self.prior.parameters())
@@ -141,8 +146,10 @@ def train_prior(
 ) -> Outcome:
     """Trains to the end, or to a SIGTERM; a finished run has ``model/``."""
     outcome = fit(job, job.config.loop, run, evaluations=evaluations, tick=tick)
-    if outcome.finished and run.world.is_main:
-        job.prior.save(run.folder / "model")
+    if outcome.finished:
+        tensors = run.world.gathered(job.prior)
+        if run.world.is_main:
+            job.prior.save(run.folder / "model", tensors)
     return outcome
 
 
