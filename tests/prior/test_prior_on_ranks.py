@@ -63,7 +63,7 @@ def config(tmp_path_factory):
     writer.finish()
     run = toy()
     return replace(
-        run, tokens=str(tokens), class_dropout=0.0, token_dropout=0.0, weights="divided",
+        run, tokens=str(tokens), class_dropout=0.0, token_dropout=0.0, weights="divided", recompute=True,
         transformer=replace(run.transformer, dropout=0.0), z_loss=1e-4,
         loop=replace(
             run.loop, steps=9, batch=8, accumulate=2, ema=0.75, save_every=3,

@@ -55,6 +55,23 @@ def test_a_compiled_prior_trains_as_a_plain_one_does(shards, tmp_path, monkeypat
     torch.testing.assert_close(my_nats, their_nats, rtol=1e-4, atol=1e-6)
 
 
+def test_a_prior_that_recomputes_its_layers_trains_the_same_to_the_last_digit(shards, tmp_path):
+    """With all its noise: dropout is computed again as it was."""
+
+    def losses(recompute: bool) -> list[dict[str, float]]:
+        run = toy()
+        assert run.transformer.dropout > 0
+        run = replace(run, recompute=recompute, loop=replace(run.loop, steps=5, batch=8))
+        out = tmp_path / str(recompute)
+        fit(PriorJob(run, shards, World()), run.loop, Run.open(out, run, kind="prior"))
+        lines = [dict(line) for line in read_log(out)]
+        return [{k: v for k, v in line.items() if "speed/" not in k} for line in lines]
+
+    mine = losses(True)
+    assert mine == losses(False)
+    assert len(mine) == 5
+
+
 def test_the_z_loss_is_logged_and_minimised(shards, tmp_path):
     def totals(weight: float) -> list[float]:
         run = toy()
