@@ -63,8 +63,9 @@ def config(tmp_path_factory):
     writer.finish()
     run = toy()
     return replace(
-        run, tokens=str(tokens), class_dropout=0.0, token_dropout=0.0, weights="divided", recompute=True,
+        run, tokens=str(tokens), class_dropout=0.0, token_dropout=0.0,
         transformer=replace(run.transformer, dropout=0.0), z_loss=1e-4,
+        weights="divided", recompute=True,
         loop=replace(
             run.loop, steps=9, batch=8, accumulate=2, ema=0.75, save_every=3,
             on_non_finite="recover",
@@ -150,3 +151,18 @@ def test_a_training_killed_on_two_ranks_then_on_one_ends_like_one_that_was_not(
     assert load_state(folder / "checkpoints").step == 6
     assert apart(folder, config, ranks=2, spoilt=SPOILT) == [0, 0]
     assert_trained_alike(folder, divided)
+
+
+def test_muon_moves_divided_matrices_as_it_moves_whole_ones(apart, config, tmp_path):
+    """Its products are bfloat16, where sums in another order leave a hundredth, not a millionth."""
+    loop = replace(config.loop, steps=6, on_non_finite="stop")
+    config = replace(config, matrices="muon", loop=loop)
+    alone, folder = tmp_path / "alone", tmp_path / "killed"
+    assert apart(alone, config) == [0]
+    assert apart(folder, config, ranks=2, kill=4) == [-9, -9]
+    assert apart(folder, config, ranks=1) == [0]
+    lines = lines_of(alone)
+    assert {"gradient/prior", "gradient/matrices", "rate/matrices"} <= lines[0].keys()
+    assert lines_of(folder)[0] == pytest.approx(lines[0], **CLOSE)  # nothing has moved
+    for line, expected in zip(lines_of(folder), lines, strict=True):
+        assert line == pytest.approx(expected, rel=0.02)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cartok.core.config import config_of, dict_of
+from cartok.core.errors import UserError
 from cartok.core.loop import fit
 from cartok.core.parallel import World
 from cartok.core.run import Run, read_log
@@ -70,6 +71,28 @@ def test_a_prior_that_recomputes_its_layers_trains_the_same_to_the_last_digit(sh
     mine = losses(True)
     assert mine == losses(False)
     assert len(mine) == 5
+
+
+def test_muon_moves_the_layers_matrices_and_adamw_all_else(shards, tmp_path):
+    run = replace(toy(), matrices="muon")
+    job = PriorJob(run, shards, World())
+    (phase,) = job.phases
+    adamw, muon = ({id(p) for p in mover.parameters} for mover in phase.movers)
+    names = {name for name, weight in job.prior.named_parameters() if id(weight) in muon}
+    ends = ("attention.qkv", "attention.out", "feed.gate_up", "feed.down")
+    assert names == {f"transformer.blocks.{n}.{end}.weight" for n in range(2) for end in ends}
+    assert not adamw & muon
+    assert adamw | muon == {id(weight) for weight in job.prior.parameters()}
+    fit(job, run.loop, Run.open(tmp_path / "run", run, kind="prior"))
+    losses = [line["next_token/cross_entropy"] for line in read_log(tmp_path / "run")]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_muon_refuses_to_divide_a_matrix_of_fewer_rows_than_ranks(shards, monkeypatch):
+    monkeypatch.setattr(World, "shard", lambda self, module, *how, **more: module)
+    run = replace(toy(), matrices="muon", weights="divided")
+    with pytest.raises(UserError, match="the width is 32 on 33 ranks; give --weights copied"):
+        PriorJob(run, shards, World(size=33))
 
 
 def test_the_z_loss_is_logged_and_minimised(shards, tmp_path):
