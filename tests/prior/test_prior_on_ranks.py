@@ -119,6 +119,8 @@ def assert_trained_alike(one, other):
 
 def test_two_ranks_that_divide_the_weights_train_like_one_that_has_them_all(alone, divided):
     assert_trained_alike(divided, alone)
+    eighths = [f"validation/nats_in_stretch_{number}" for number in range(1, 9)]
+    assert all(name in lines_of(alone)[-1] for name in eighths)
     losses = [line.get("next_token/cross_entropy", -1.0) for line in lines_of(alone)]
     assert 0 < losses[-2] < 0.95 * losses[0]  # there was something to learn
 

@@ -1,4 +1,4 @@
-"""Activations that are computed twice rather than kept: less memory for a third more time."""
+"""Activations that are computed twice rather than kept: less memory for one more pass forward."""
 
 from collections.abc import Callable, Iterable
 from functools import partial

@@ -55,7 +55,7 @@ class PriorRun:
     when it is due (FSDP2)."""
     recompute: bool = False
     """Keeps of every layer only its input and computes the rest again on the way back: the same
-    losses, much less memory, a third more time."""
+    losses and less memory, for one more pass forward."""
     evaluations: tuple[EvaluationConfig, ...] = ()
     seed: int = 0
 
