@@ -381,15 +381,22 @@ def shares(toy, apart, tmp_path_factory):
 SHARES = ["state-00001-of-00002.safetensors", "state-00002-of-00002.safetensors"]
 
 
-def test_ranks_that_divide_a_network_move_it_and_store_it_as_one_would(toy, shares):
-    """Five rows and one row: shared unevenly, and not at all; equal to the last rank's digits."""
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_that_divide_a_network_move_it_and_store_it_as_one_would(
+    toy, apart, shares, tmp_path, ranks
+):
+    """Five rows and one row: shared unevenly, and not at all."""
+    if ranks == 3:
+        shares = tmp_path
+        assert apart(toy.Errand(str(shares), {}), ranks=3, call="divide") == [0, 0, 0]
     assert kept(shares / "checkpoints") == ["step-00000002"]
-    assert kept(shares / "checkpoints" / "step-00000002") == [*SHARES, "state.json"]
+    files = [f"state-0000{rank + 1}-of-0000{ranks}.safetensors" for rank in range(ranks)]
+    assert kept(shares / "checkpoints" / "step-00000002") == [*files, "state.json"]
     seen = load_file(shares / "seen")
     net = nn.Sequential(nn.Linear(toy.WIDTH, 5), nn.Tanh(), nn.Linear(5, 1)).double()
     net.load_state_dict({k: v for k, v in seen.items() if not k.startswith("moved/")})
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.25)
-    net(toy.sample_values(torch.arange(8)).double()).square().mean().backward()
+    net(toy.sample_values(torch.arange(12)).double()).square().mean().backward()
     norm = nn.utils.clip_grad_norm_(net.parameters(), 0.1)
     optimizer.step()
     assert norm > 0.1

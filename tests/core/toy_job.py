@@ -254,7 +254,7 @@ def divide(errand: Errand, world: World) -> None:
     start = {k: v.clone() for k, v in net.state_dict().items()}
     net = world.shard(net, "divided", units=[net[0]])
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.25)
-    values = sample_values(torch.arange(world.rank, 8, world.size)).double()
+    values = sample_values(torch.arange(world.rank, 12, world.size)).double()
     moved = list(net.parameters())
     backward(net(values).square().mean(), moved)
     world.average_gradients(moved)
