@@ -3,10 +3,13 @@ import json
 import os
 import pickle
 import re
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import cartok
@@ -201,7 +204,8 @@ def bomb(request, tmp_path):
         if request.param == "pickle":
             path.write_bytes(pickle.dumps(Bomb(mark)))
         else:
-            torch.save({"weight": Bomb(mark)}, path)
+            with open(path, "wb") as file:  # torch takes no name that begins with a dot
+                torch.save({"weight": Bomb(mark)}, file)
         return mark
 
     yield plant
@@ -364,6 +368,118 @@ def test_the_one_before_is_read_once_a_damaged_state_is_deleted(tmp_path):
     assert load_state(tmp_path).step == 1
     save_state(tmp_path, state(3))
     assert kept(tmp_path) == ["step-00000001", "step-00000003"]
+
+
+# ------------------------------------------------------------------ states of several ranks
+
+
+@pytest.fixture(scope="module")
+def shares(toy, apart, tmp_path_factory):
+    """The folder of a network that two ranks divided, moved once and stored."""
+    folder = tmp_path_factory.mktemp("shares")
+    assert apart(toy.Errand(str(folder), {}), ranks=2, call="divide") == [0, 0]
+    return folder
+
+
+SHARES = ["state-00001-of-00002.safetensors", "state-00002-of-00002.safetensors"]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_that_divide_a_network_move_it_and_store_it_as_one_would(
+    toy, apart, shares, tmp_path, ranks
+):
+    """Five rows and one row: shared unevenly, and not at all."""
+    if ranks == 3:
+        shares = tmp_path
+        assert apart(toy.Errand(str(shares), {}), ranks=3, call="divide") == [0, 0, 0]
+    assert kept(shares / "checkpoints") == ["step-00000002"]
+    files = [f"state-0000{rank + 1}-of-0000{ranks}.safetensors" for rank in range(ranks)]
+    assert kept(shares / "checkpoints" / "step-00000002") == [*files, "state.json"]
+    seen = load_file(shares / "seen")
+    net = nn.Sequential(nn.Linear(toy.WIDTH, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    net.load_state_dict({k: v for k, v in seen.items() if not k.startswith("moved/")})
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.25)
+    net(toy.sample_values(torch.arange(12)).double()).square().mean().backward()
+    norm = nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+    optimizer.step()
+    assert norm > 0.1
+    found = load_state(shares / "checkpoints").tensors
+    wanted = {f"net/{k}": v for k, v in net.state_dict().items()} | {"norm": norm}
+    wanted |= {f"optimizer/{k}": v for k, v in tensors_of_optimizer(optimizer).items()}
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-12)
+    for name in net.state_dict():
+        assert torch.equal(seen[f"moved/{name}"], found[f"net/{name}"])
+
+
+@pytest.fixture
+def copied(shares, tmp_path):
+    """That checkpoint's folder, to be damaged."""
+    return Path(shutil.copytree(shares / "checkpoints", tmp_path / "checkpoints"))
+
+
+@pytest.mark.parametrize("name", [*SHARES, "state.json", ".metadata"])
+def test_a_pickle_in_a_shares_place_is_refused_and_not_run(copied, bomb, name):
+    """``.metadata`` is what torch's own checkpoints have and unpickle: here it is not read."""
+    mark = bomb(copied / "step-00000002" / name)
+    if name == ".metadata":
+        assert load_state(copied).step == 2
+    else:
+        with pytest.raises(UserError) as refusal:
+            load_state(copied)
+        assert len(str(refusal.value).splitlines()) == 1
+    assert not mark.exists()
+
+
+def test_a_state_that_lacks_a_ranks_rows_is_refused(copied):
+    """Else they would stay what they were before, and nobody would know."""
+    folder = copied / "step-00000002"
+    tensors = load_file(folder / SHARES[1])
+    save_file({k: v[:1] for k, v in tensors.items()}, folder / SHARES[1])
+    with pytest.raises(UserError, match=r"is damaged \(not all rows of .* are there\); delete"):
+        load_state(copied)
+    save_file({}, folder / SHARES[1])
+    with pytest.raises(UserError, match="is damaged"):
+        load_state(copied)
+    (folder / SHARES[1]).unlink()
+    with pytest.raises(UserError, match=f"is damaged .*{SHARES[1]}"):
+        load_state(copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"ranks": 3}, {"ranks": 0}, {"ranks": -1}, {"ranks": "2"}, {"ranks": None}, {"rows": []},
+     {"rows": {"other": [1, 1]}}, {"rows": {"net/0.weight": 3}}, {"ranks": 1}],
+)  # fmt: skip
+def test_an_index_that_does_not_fit_its_files_is_refused_in_one_line(copied, change):
+    path = copied / "step-00000002" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError) as refusal:
+        load_state(copied)
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("strike", "at", "said"),
+    [
+        ("full", 1, ["another rank failed; its own message says why", "the disk is full: "]),
+        ("full", 0, ["the disk is full: ", "another rank failed; its own message says why"]),
+        ("apart", 1, ["give --out on a disk that all machines share", "another rank failed"]),
+        ("killed", 1, ["", None]),
+    ],
+)
+def test_a_rank_that_cannot_store_its_share_leaves_the_state_before(
+    toy, apart, tmp_path, strike, at, said
+):
+    errand = toy.Errand(str(tmp_path), {}, strike=strike, at=at)
+    ends = [2 if words is not None else -signal.SIGKILL for words in said]
+    assert apart(errand, ranks=2, call="divide") == ends
+    for rank, words in enumerate(said):
+        if words is not None:
+            assert words in (tmp_path / f"{rank}.error").read_text()
+    assert kept(tmp_path / "checkpoints") == ["step-00000001"]
+    assert load_state(tmp_path / "checkpoints").step == 1
 
 
 # ------------------------------------------------------------------ optimizers

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cartok.core.config import ConfigError
-from cartok.core.optim import OptimConfig, adamw_of, rate_of
+from cartok.core.optim import OptimConfig, adamw_of, muon_of, rate_of
 
 configs = st.builds(
     lambda lr, share, warmup, schedule: OptimConfig(
@@ -91,3 +91,24 @@ def test_the_decay_acts_on_matrices_and_kernels_only():
 def test_a_module_of_matrices_alone_has_one_group():
     optimizer = adamw_of(OptimConfig(), nn.Linear(2, 2, bias=False).parameters())
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (96, 32), (16, 64)])
+def test_muons_step_has_adamws_size_for_every_shape(shape):
+    """All singular values become 0.7 to 1.2, so that an element moves by 0.2 rates."""
+    torch.manual_seed(0)
+    matrix = nn.Parameter(torch.zeros(shape))
+    matrix.grad = 1e3 * torch.randn(shape)  # whatever the gradient's size
+    muon_of(OptimConfig(lr=0.01, weight_decay=0.5), [matrix]).step()
+    assert 0.7 <= float(matrix.detach().square().mean().sqrt()) / (0.2 * 0.01) <= 1.2
+    turned = torch.sign(matrix.detach()) == -torch.sign(matrix.grad)
+    assert turned.float().mean() > 0.6
+
+
+def test_muon_decays_like_adamw_and_leaves_what_stays():
+    matrix, still = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4), False)
+    optimizer = muon_of(OptimConfig(lr=0.25, weight_decay=0.5), [matrix, still])
+    assert [p for group in optimizer.param_groups for p in group["params"]] == [matrix]
+    matrix.grad = torch.zeros(4, 4)
+    optimizer.step()
+    torch.testing.assert_close(matrix.detach(), torch.full((4, 4), 1 - 0.25 * 0.5))

@@ -5,6 +5,7 @@ the children that the line describes and answers with how they ended. So a test 
 for a tenth of a second instead of the seconds that a new interpreter takes.
 """
 
+import errno
 import itertools
 import json
 import os
@@ -15,15 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cartok.core import checkpoint, files
+from cartok.core.checkpoint import TrainingState, put_optimizer, save_state, tensors_of_optimizer
 from cartok.core.config import config
 from cartok.core.errors import UserError
 from cartok.core.job import Evaluation, LoopConfig, Mover, NonFiniteError, Phase, Terms
 from cartok.core.loop import Outcome, fit
 from cartok.core.optim import OptimConfig, adamw_of, rate_of
-from cartok.core.parallel import World
+from cartok.core.parallel import World, backward, clip_gradients, whole
 from cartok.core.run import Run
 
 WIDTH = 4
@@ -244,6 +247,53 @@ def talk(errand: Errand, world: World) -> None:
     world.leave()
 
 
+def divide(errand: Errand, world: World) -> None:
+    """Divides a network among the ranks, moves it once, and stores its state, if that goes well."""
+    torch.manual_seed(world.rank)  # so that it is equal only once it is made so
+    net = nn.Sequential(nn.Linear(WIDTH, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    start = {k: v.clone() for k, v in net.state_dict().items()}
+    net = world.shard(net, "divided", units=[net[0]])
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.25)
+    values = sample_values(torch.arange(world.rank, 12, world.size)).double()
+    moved = list(net.parameters())
+    backward(net(values).square().mean(), moved)
+    world.average_gradients(moved)
+    norm = clip_gradients(moved, 0.1)
+    optimizer.step()
+    moments = tensors_of_optimizer(optimizer)
+    again = torch.optim.AdamW(net.parameters(), lr=0.25)
+    put_optimizer(again, {k: whole(v) for k, v in moments.items()})
+    tensors = {f"net/{k}": v for k, v in net.state_dict().items()}
+    tensors |= {f"optimizer/{k}": v for k, v in tensors_of_optimizer(again).items()}
+    tensors["norm"] = norm
+    gathered = world.gathered(net)
+    if world.is_main:
+        save_file(start | {f"moved/{k}": v for k, v in gathered.items()}, f"{errand.out}/seen")
+    assert bool(gathered) == world.is_main
+    for step in range(1, 3):
+        if step == 2 and errand.strike:
+            _spoil_writing(errand, world)
+        save_state(Path(errand.out, "checkpoints"), TrainingState(step, tensors), world)
+    world.leave()
+
+
+def _spoil_writing(errand: Errand, world: World) -> None:
+    """On a rank: its disk is full, it is killed, or its folder is no other rank's."""
+    plain = checkpoint.save_file
+
+    def write(tensors, path) -> None:
+        if world.rank != errand.at:
+            plain(tensors, path)
+        elif errand.strike == "full":
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        elif errand.strike == "killed":
+            Path(path).write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.save_file = write
+
+
 def refuse(errand: Errand, world: World) -> None:
     """Writes down how a rank is refused when the run's folder is not empty."""
     try:
@@ -345,6 +395,7 @@ def _fork(errand: dict, ranks: int, port: int) -> list[int]:
             os._exit(3)
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            Path(errand["out"], f"{rank}.error").write_text(f"{type(error).__name__}: {error}")
             os._exit(2)
         os._exit(0)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]

@@ -54,7 +54,12 @@ def test_the_record_says_what_was_done_and_what_it_cost(story):
     assert record["flops"] > 0
     assert record["provenance"]["torch"] == torch.__version__
     assert record["scores"]["reconstruction/psnr_db"]["unit"] == "dB"
-    assert len(record_of(story / "prior")["nats_per_position"]) == 16
+    record = record_of(story / "prior")
+    assert len(record["nats_per_position"]) == 16
+    for number in range(1, 9):
+        name = f"validation/nats_in_stretch_{number}"
+        assert record["scores"][name]["unit"] == "nats/token"
+        assert [step for step, _ in record["curves"][name]] == [10, 20]
 
 
 def test_the_log_has_what_shows_whether_the_regulariser_is_gamed(story):

@@ -60,6 +60,45 @@ def test_a_compiled_prior_trains_as_a_plain_one_does(shards, tmp_path, monkeypat
     torch.testing.assert_close(my_nats, their_nats, rtol=1e-4, atol=1e-6)
 
 
+def test_a_prior_that_recomputes_its_layers_trains_the_same_to_the_last_digit(shards, tmp_path):
+    """With all its noise: dropout is computed again as it was."""
+
+    def losses(recompute: bool) -> list[dict[str, float]]:
+        run = toy()
+        assert run.transformer.dropout > 0
+        run = replace(run, recompute=recompute, loop=replace(run.loop, steps=5, batch=8))
+        out = tmp_path / str(recompute)
+        fit(PriorJob(run, shards, World()), run.loop, Run.open(out, run, kind="prior"))
+        lines = [dict(line) for line in read_log(out)]
+        return [{k: v for k, v in line.items() if "speed/" not in k} for line in lines]
+
+    mine = losses(True)
+    assert mine == losses(False)
+    assert len(mine) == 5
+
+
+def test_muon_moves_the_layers_matrices_and_adamw_all_else(shards, tmp_path):
+    run = replace(toy(), matrices="muon")
+    job = PriorJob(run, shards, World())
+    (phase,) = job.phases
+    adamw, muon = ({id(p) for p in mover.parameters} for mover in phase.movers)
+    names = {name for name, weight in job.prior.named_parameters() if id(weight) in muon}
+    ends = ("attention.qkv", "attention.out", "feed.gate_up", "feed.down")
+    assert names == {f"transformer.blocks.{n}.{end}.weight" for n in range(2) for end in ends}
+    assert not adamw & muon
+    assert adamw | muon == {id(weight) for weight in job.prior.parameters()}
+    fit(job, run.loop, Run.open(tmp_path / "run", run, kind="prior"))
+    losses = [line["next_token/cross_entropy"] for line in read_log(tmp_path / "run")]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_muon_refuses_to_divide_a_matrix_of_fewer_rows_than_ranks(shards, monkeypatch):
+    monkeypatch.setattr(World, "shard", lambda self, module, *how, **more: module)
+    run = replace(toy(), matrices="muon", weights="divided")
+    with pytest.raises(UserError, match="the width is 32 on 33 ranks; give --weights copied"):
+        PriorJob(run, shards, World(size=33))
+
+
 def test_the_z_loss_is_logged_and_minimised(shards, tmp_path):
     def totals(weight: float) -> list[float]:
         run = toy()

@@ -301,8 +301,16 @@ SIZES = {
 BEYOND = {"1400m": (1411, 1536, 48, 24, 4096), "3100m": (3097, 3200, 24, 32, 8704)}
 
 
-def test_the_priors_are_those_of_the_paper_two_larger_and_two_small_ones():
-    assert set(PRIORS) == {*SIZES, *BEYOND, "demo", "toy"}
+def test_the_priors_are_those_of_the_paper_two_larger_two_small_ones_and_one_by_muon():
+    assert set(PRIORS) == {*SIZES, *BEYOND, "demo", "toy", "111m-muon"}
+
+
+def test_only_muons_recipe_moves_matrices_by_it_and_only_the_largest_divides_them():
+    built = {name: recipe.build() for name, recipe in PRIORS.items()}
+    assert [name for name, run in built.items() if run.matrices == "muon"] == ["111m-muon"]
+    assert replace(built["111m-muon"], matrices="adamw") == built["111m"]
+    assert [name for name, run in built.items() if run.weights == "divided"] == ["3100m"]
+    assert [name for name, run in built.items() if run.recompute] == ["3100m"]
 
 
 @pytest.mark.parametrize("name", BEYOND)

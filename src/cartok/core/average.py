@@ -1,12 +1,13 @@
 """Running means of weights: what is evaluated and published when a config asks for them."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from cartok.core.job import Job
+from cartok.core.parallel import divided_as
 
 
 class Average:
@@ -49,7 +50,7 @@ class Average:
                     self._live[name].copy_(value)
 
     @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes up the means of an earlier run."""
         for name, mean in self.tensors.items():
-            mean.copy_(tensors[name])
+            mean.copy_(divided_as(mean, tensors[name]))

@@ -15,17 +15,18 @@ from cartok.core.errors import UserError
 
 
 @contextmanager
-def staged(path: Path) -> Generator[Path]:
+def staged(path: Path, temporary: Path | None = None) -> Generator[Path]:
     """Yields a temporary path to write a file or a folder to; renames it to ``path`` at the end.
 
-    If the body fails, the temporary is removed and ``path`` is as it was.
+    If the body fails, the temporary is removed and ``path`` is as it was. ``temporary`` is of this
+    process alone, unless another one is named, beside ``path``.
 
     Raises:
         UserError: the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.part")
     remove(temporary)  # left by a killed process of the same number: in a container all have it
     try:
         with full_disk_explained(path):

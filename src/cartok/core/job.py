@@ -83,7 +83,10 @@ class Terms:
 
 @dataclass(frozen=True)
 class Mover:
-    """A module and what moves it: any torch optimizer that needs no closure."""
+    """A module and what moves it, or those parameters of it that its optimizer was given.
+
+    Any torch optimizer that needs no closure.
+    """
 
     name: str
     module: nn.Module
@@ -95,8 +98,9 @@ class Mover:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The parameters that move."""
-        return [p for p in self.module.parameters() if p.requires_grad]
+        """The parameters that move, in the module's order."""
+        moved = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        return [p for p in self.module.parameters() if id(p) in moved and p.requires_grad]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cartok.core.ahead import Ahead
 from cartok.core.average import Average
@@ -34,7 +34,7 @@ from cartok.core.job import (
     refuse_unfit,
     refuse_unmeasured,
 )
-from cartok.core.parallel import World
+from cartok.core.parallel import World, backward, clip_gradients, divides
 from cartok.core.precision import computing_in
 from cartok.core.progress import Tick
 from cartok.core.readings import Reading, Readings
@@ -91,6 +91,7 @@ class _Fit:
     def __init__(self, job: Job, config: LoopConfig, run: Run, evaluations, tick: Tick):
         self.job, self.config, self.run, self.evaluations = job, config, run, evaluations
         self.tick, self.world = tick, run.world
+        assert len(job.phases) == 1 or not any(map(divides, job.modules.values())), "see backward"
         self.average = Average(job, config.ema)
         self.sentinel, self.buffers = Sentinel(config, run), Buffers(job.modules)
         self.replayed = _replayed(job, config, run.world)
@@ -178,13 +179,13 @@ class _Fit:
             with computing_in(self.config.precision, self.world.device):
                 terms = found[phase.name] = phase.objective(outcome, step)
             moved = [p for mover in phase.movers for p in mover.parameters]
-            (terms.total / self.config.accumulate).backward(inputs=moved)
+            backward(terms.total / self.config.accumulate, moved)
         return Computed(outcome, found)
 
     def norm(self, mover: Mover) -> Tensor:
         """Averages a mover's gradient over the ranks and clips it; returns its norm before."""
         self.world.average_gradients(mover.parameters)
-        return nn.utils.clip_grad_norm_(mover.parameters, mover.clip or math.inf)
+        return clip_gradients(mover.parameters, mover.clip or math.inf)
 
     def recover(self, reading: Reading, step: int) -> int:
         """Leaves a batch out, or goes back; returns the steps that are done then."""
@@ -242,8 +243,7 @@ class _Fit:
             "values": self.values, "drawn": self.drawn, "counts": self.sentinel.counts,
             "skips_since": self.sentinel.skips_since,
         }))  # fmt: skip
-        if self.world.is_main:
-            save_state(self.run.checkpoints, state, is_best=is_best)
+        save_state(self.run.checkpoints, state, self.world, is_best=is_best)
         self.sentinel.settle()
         self.world.barrier()
 

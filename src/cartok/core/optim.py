@@ -63,3 +63,17 @@ def adamw_of(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.o
     groups = [group for group in groups if group["params"]]
     fused = bool(parameters) and all(p.is_cuda for p in parameters)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+
+
+def muon_of(config: OptimConfig, matrices: Iterable[nn.Parameter]) -> torch.optim.Muon:
+    """Muon: momentum of 0.95 whose singular values are all brought near 1, for hidden matrices.
+
+    The step's size is AdamW's for a matrix of any shape, so rate and decay can be AdamW's too
+    (Liu et al. 2025, Muon is Scalable for LLM Training); ``betas`` play no part.
+    """
+    return torch.optim.Muon(
+        [p for p in matrices if p.requires_grad],
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )

@@ -1,6 +1,6 @@
 """Everything a training goes on from, as named tensors: taken from a job, and put back into it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +22,18 @@ def tensors_of_training(job: Job, average: Average, world: World) -> dict[str, T
     return tensors | {f"average/{k}": v for k, v in average.tensors.items()}
 
 
-def put_training(job: Job, average: Average, world: World, tensors: dict[str, Tensor]) -> None:
-    """Restores what ``tensors_of_training`` gave.
+def put_training(job: Job, average: Average, world: World, tensors: Mapping[str, Tensor]) -> None:
+    """Restores what ``tensors_of_training`` gave, whole or divided, on this number of ranks or not.
 
     Raises:
         UserError: the weights do not fit a module.
     """
     for name, module in job.modules.items():
-        put_tensors(module, _below(tensors, f"module/{name}/"), f"'{name}'")
+        put_tensors(module, _Below(tensors, f"module/{name}/"), f"'{name}'")
     for mover in (m for phase in job.phases for m in phase.movers):
-        put_optimizer(mover.optimizer, _below(tensors, f"optimizer/{mover.name}/"))
-    average.restore(_below(tensors, "average/"))
-    _set_random(_below(tensors, "random/"), world)
+        put_optimizer(mover.optimizer, _Below(tensors, f"optimizer/{mover.name}/"))
+    average.restore(_Below(tensors, "average/"))
+    _set_random(_Below(tensors, "random/"), world)
 
 
 class Buffers:
@@ -63,7 +63,7 @@ def _random(world: World) -> dict[str, Tensor]:
     return {k: world.gather(state[None].to(world.device)).cpu() for k, state in states.items()}
 
 
-def _set_random(states: dict[str, Tensor], world: World) -> None:
+def _set_random(states: Mapping[str, Tensor], world: World) -> None:
     for name, rows in states.items():
         if world.rank >= len(rows):
             continue  # a rank that was not there before keeps the state it was seeded with
@@ -74,5 +74,18 @@ def _set_random(states: dict[str, Tensor], world: World) -> None:
             torch.cuda.set_rng_state(state, world.device)
 
 
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+class _Below(Mapping[str, Tensor]):
+    """The tensors whose names begin alike, without that; each is read when it is asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], prefix: str):
+        self._tensors, self._prefix = tensors, prefix
+        self._names = [k.removeprefix(prefix) for k in tensors if k.startswith(prefix)]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

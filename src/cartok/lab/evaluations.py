@@ -5,7 +5,9 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image as Picture
+from torch import Tensor
 
 from cartok.core.config import nearest
 from cartok.core.errors import UserError
@@ -32,6 +34,9 @@ BATCH = 64
 PROBE_PICTURES = 2_000
 """Training pictures that a probe learns from, however few it is scored on: R² grows with them, and
 is compared between data sets that hold out 300 pictures and 50,000."""
+STRETCHES = 8
+"""Of a sequence, whose mean surprise is followed while a prior is trained: of 256 tokens in raster
+order, two rows of the grid each."""
 _HIGH_IS_GOOD = (
     "psnr_db", "code_usage", "code_perplexity", "r2_latents", "r2_codes", "latent_variance",
     "survival",
@@ -55,17 +60,30 @@ def tokenizer_evaluations(job: TokenizerJob, held: Pictures, run: Run) -> tuple[
 
 
 def prior_evaluations(job: PriorJob, held: TokenShards) -> tuple[Evaluation, ...]:
-    """The evaluations of a stage-2 recipe."""
+    """The evaluations of a stage-2 recipe.
+
+    ``validation`` is the mean surprise, and that of each of eight stretches of the sequence; the
+    record of a finished run has it position by position.
+    """
     device = job.world.device
 
     def validation(evaluation: EvaluationConfig) -> Measure:
         def measure(step: int) -> dict[str, float]:
             nats = nats_per_position(job.prior, held, evaluation.num, device)
-            return {"nats_per_token": nats.mean().item()}
+            return {"nats_per_token": nats.mean().item(), **stretches_of(nats)}
 
         return measure
 
     return _chosen(job.config.evaluations, {"validation": validation})
+
+
+def stretches_of(nats: Float[Tensor, " position"]) -> dict[str, float]:
+    """Mean surprise in each of ``STRETCHES`` parts of the sequence, as equal as can be, in order.
+
+    A sequence of fewer positions has as many stretches as positions.
+    """
+    parts = nats.tensor_split(min(STRETCHES, len(nats)))
+    return {f"nats_in_stretch_{n}": part.mean().item() for n, part in enumerate(parts, 1)}
 
 
 def some_images(pictures: Pictures, view: View, num: int) -> Image:

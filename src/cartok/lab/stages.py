@@ -15,7 +15,7 @@ from cartok.data.images import open_splits
 from cartok.data.pictures import Pictures
 from cartok.data.tokens import TokenManifest, is_made_alike, open_tokens
 from cartok.lab.diagnosis import diagnose
-from cartok.lab.evaluations import prior_evaluations, tokenizer_evaluations
+from cartok.lab.evaluations import STRETCHES, prior_evaluations, tokenizer_evaluations
 from cartok.prior.train import PriorJob, PriorRun, nats_per_position, train_prior
 from cartok.tokenizer.codec import parameter_count
 from cartok.tokenizer.train import TokenizerJob, TokenizerRun, train_tokenizer
@@ -34,6 +34,7 @@ UNITS = {
     "latent_variance": "squared latent units",
     "survival": "share of tokens",
     "nats_per_token": "nats/token",
+    **{f"nats_in_stretch_{number}": "nats/token" for number in range(1, STRETCHES + 1)},
     "fd_effnet64": "squared feature distance",
     "fd_effnet": "squared feature distance",
     "kd_effnet": "squared mean discrepancy",

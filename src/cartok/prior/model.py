@@ -4,6 +4,7 @@ LlamaGen's transformer with QK-norm (paper, A.2). It knows a codebook's size and
 tokenizer: any tokenizer's tokens can be compared under the same prior.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from pathlib import Path
 
@@ -151,14 +152,17 @@ class Prior(nn.Module):
         """Logits of the token that follows ``x``, a vector for the next position of ``cache``."""
         return self.head(self.transformer(self.dropout(x[:, None]), self.rotary, cache)[:, 0])
 
-    def save(self, folder: Path) -> None:
-        """Writes the model folder: config, weights, tokenizer digest and class names."""
+    def save(self, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Writes the model folder: config, weights, tokenizer digest and class names.
+
+        ``tensors`` is the whole state, where this process has but a share of it.
+        """
         extra = {
             "tokenizer_digest": self.tokenizer_digest,
             "classes": self.classes,
             "unseen": list(self.unseen),
         }
-        save_model(folder, self, kind="prior", config=self.config, extra=extra)
+        save_model(folder, self, kind="prior", config=self.config, extra=extra, tensors=tensors)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "Prior":

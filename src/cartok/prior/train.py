@@ -1,7 +1,7 @@
 """Stage 2: a job of one phase, next-token cross-entropy on token shards."""
 
 from collections.abc import Hashable, Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,9 +12,10 @@ from cartok.core.config import config
 from cartok.core.errors import UserError
 from cartok.core.job import Evaluation, EvaluationConfig, LoopConfig, Mover, Phase, Terms
 from cartok.core.loop import Outcome, fit
-from cartok.core.optim import OptimConfig, adamw_of, rate_of
-from cartok.core.parallel import World
+from cartok.core.optim import OptimConfig, adamw_of, muon_of, rate_of
+from cartok.core.parallel import Weights, World
 from cartok.core.progress import Tick
+from cartok.core.recompute import recompute_in_place
 from cartok.core.run import Run
 from cartok.core.shapes import TokenSequence
 from cartok.data.tokens import TokenBatch, TokenManifest, TokenShards, token_batches
@@ -41,10 +42,20 @@ class PriorRun:
     optim: OptimConfig = OptimConfig(
         lr=3e-3, warmup_from=3e-4, warmup_steps=5000, schedule="cosine", weight_decay=0.05
     )
+    matrices: Literal["adamw", "muon"] = "adamw"
+    """What moves the layers' matrices, by the rate, decay and clip of ``optim``: AdamW as all
+    else, or Muon, which leaves embeddings, head and gains to AdamW."""
     loop: LoopConfig = LoopConfig(steps=375_000, batch=256)
     compile: bool = False
     """Fuses each layer by torch.compile: some ten seconds at the start, then a step of a small
     prior takes a GPU half the time."""
+    weights: Weights = "copied"
+    """What each of several GPUs holds of weights, optimizer and running mean: all, or its share,
+    for priors that do not fit otherwise. They are divided by rows, and every layer is put together
+    when it is due (FSDP2)."""
+    recompute: bool = False
+    """Keeps of every layer only its input and computes the rest again on the way back: the same
+    losses and less memory, for one more pass forward."""
     evaluations: tuple[EvaluationConfig, ...] = ()
     seed: int = 0
 
@@ -78,14 +89,14 @@ class PriorJob:
             classes=manifest.classes,
             unseen=shards.unseen,
         )
-        self.prior = world.shard(prior)
+        blocks = prior.transformer.blocks
+        if config.recompute:
+            recompute_in_place(blocks)
         if config.compile:
-            compile_in_place(self.prior.transformer.blocks)
+            compile_in_place(blocks)
+        self.prior = world.shard(prior, config.weights, units=blocks, methods=["surprise"])
         self.modules = {"prior": self.prior}
-        rate = rate_of(config.optim, config.loop.steps)
-        optimizer = adamw_of(config.optim, self.prior.parameters())
-        mover = Mover("prior", self.prior, optimizer, rate, config.optim.clip)
-        self.phases = (Phase("next_token", (mover,), self._objective),)
+        self.phases = (Phase("next_token", self._movers(), self._objective),)
         torch.manual_seed(config.seed + 1 + world.rank)
 
     def batches(self, start: int) -> Iterator[TokenBatch]:
@@ -130,6 +141,25 @@ class PriorJob:
             "rollbacks": outcome.rollbacks,
         }
 
+    def _movers(self) -> tuple[Mover, ...]:
+        config, ranks = self.config, self.world.size
+        rate, clip = rate_of(config.optim, config.loop.steps), config.optim.clip
+        weights = list(self.prior.parameters())
+        if config.matrices == "adamw":
+            return (Mover("prior", self.prior, adamw_of(config.optim, weights), rate, clip),)
+        if config.weights == "divided" and config.transformer.width < ranks:
+            raise UserError(
+                "Muon moves divided matrices of which every rank has a row, but the width is "
+                f"{config.transformer.width} on {ranks} ranks; give --weights copied"
+            )
+        matrices = [w for w in self.prior.transformer.blocks.parameters() if w.ndim == 2]
+        chosen = set(map(id, matrices))
+        rest = [w for w in weights if id(w) not in chosen]
+        return (
+            Mover("prior", self.prior, adamw_of(config.optim, rest), rate, clip),
+            Mover("matrices", self.prior, muon_of(config.optim, matrices), rate, clip),
+        )
+
     def _objective(self, forward: Surprise, step: int) -> Terms:
         losses, weights = {"cross_entropy": forward.nats.mean()}, {"cross_entropy": 1.0}
         if self.config.z_loss:
@@ -147,8 +177,10 @@ def train_prior(
 ) -> Outcome:
     """Trains to the end, or to a SIGTERM; a finished run has ``model/``."""
     outcome = fit(job, job.config.loop, run, evaluations=evaluations, tick=tick)
-    if outcome.finished and run.world.is_main:
-        job.prior.save(run.folder / "model")
+    if outcome.finished:
+        tensors = run.world.gathered(job.prior)
+        if run.world.is_main:
+            job.prior.save(run.folder / "model", tensors)
     return outcome
 
 

@@ -1,5 +1,7 @@
 """Recipes of stage 2: the sizes of the paper's Table 2, and small ones."""
 
+from dataclasses import replace
+
 from cartok.core.job import EvaluationConfig, LoopConfig
 from cartok.core.optim import OptimConfig
 from cartok.layers import TransformerConfig
@@ -49,6 +51,11 @@ def _111m() -> PriorRun:
     return _paper(width=768, depth=12, heads=12)
 
 
+def _111m_muon() -> PriorRun:
+    """111m with Muon for the layers' matrices; not the paper's."""
+    return replace(_111m(), matrices="muon")
+
+
 def _212m() -> PriorRun:
     """212M parameters, 18 layers (paper, Table 2)."""
     return _paper(width=896, depth=18, heads=14)
@@ -75,8 +82,9 @@ def _1400m() -> PriorRun:
 
 
 def _3100m() -> PriorRun:
-    """3.1 billion parameters, 24 layers (LlamaGen's 3B; beyond the paper)."""
-    return _paper(width=3200, depth=24, heads=32)
+    """3.1 billion parameters, 24 layers (LlamaGen's 3B; beyond the paper), divided among GPUs."""
+    run = _paper(width=3200, depth=24, heads=32)
+    return replace(run, weights="divided", recompute=True)
 
 
 def _paper(width: int, depth: int, heads: int) -> PriorRun:
@@ -90,5 +98,5 @@ def _paper(width: int, depth: int, heads: int) -> PriorRun:
 
 
 PRIORS = table_of(
-    demo, toy, _31m, _52m, _81m, _111m, _212m, _343m, _517m, _775m, _1400m, _3100m
+    demo, toy, _31m, _52m, _81m, _111m, _111m_muon, _212m, _343m, _517m, _775m, _1400m, _3100m
 )  # fmt: skip
