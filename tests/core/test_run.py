@@ -119,12 +119,23 @@ def test_a_run_goes_on_with_an_equal_config_only(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["config"]["steps"] == 10
 
 
-def test_a_field_that_the_stored_config_lacks_is_named(tmp_path):
+def test_a_field_that_a_newer_version_added_stood_at_its_default(tmp_path):
     opened(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
     del stored["config"]["inner"]["rate"]
+    text = json.dumps(stored | {"digest": "of an older version"})
+    (tmp_path / "config.json").write_text(text)
+    changed = RunConfig(inner=Inner(rate=0.25))
+    assert "inner.rate was 0.5 there and is 0.25 now" in refusal_of(tmp_path, changed, resume=True)
+    opened(tmp_path, resume=True)
+
+
+def test_a_field_that_a_newer_version_has_no_more_is_named(tmp_path):
+    opened(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    stored["config"]["old"] = 1
     (tmp_path / "config.json").write_text(json.dumps(stored | {"digest": "of an older version"}))
-    assert "inner.rate was None there and is 0.5 now" in refusal_of(tmp_path, resume=True)
+    assert "old was 1 there and is None now" in refusal_of(tmp_path, resume=True)
 
 
 def test_a_run_resumed_before_it_began_begins(tmp_path):

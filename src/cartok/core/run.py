@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from cartok.core.config import dict_of, digest_of
+from cartok.core.config import ConfigError, config_of, dict_of, digest_of
 from cartok.core.errors import UserError
 from cartok.core.files import (
     finite,
@@ -226,13 +226,22 @@ def _refusal(run: Run, resume: bool, overwrite: bool) -> str:
     # A model's folder has a config.json of the same kind, but no digest.
     if not isinstance(stored, dict) or stored.get("kind") != run.kind or "digest" not in stored:
         return f"{folder} holds something else, not a {run.kind}'s run; name another folder"
-    if resume and not overwrite and stored.get("digest") != digest_of(run.config):
-        changed = first_difference(stored.get("config", {}), dict_of(run.config))
+    before = _as_read_today(run, stored.get("config", {}))
+    if resume and not overwrite and before != dict_of(run.config):
+        changed = first_difference(before, dict_of(run.config))
         return (
             f"--resume goes on with an equal config, but {changed}; "
             "give --overwrite to start again, or another --out"
         )
     return ""
+
+
+def _as_read_today(run: Run, stored: Any) -> Any:
+    """A field that the config has been given since stands at its default: what was done then."""
+    try:
+        return dict_of(config_of(type(run.config), stored))
+    except ConfigError:  # of a version that had other fields
+        return stored
 
 
 def first_difference(old: Any, new: Any, where: str = "") -> str:
