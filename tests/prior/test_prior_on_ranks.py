@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from cartok.core.checkpoint import load_model, load_state
 from cartok.core.config import dict_of
 from cartok.core.run import read_log
-from cartok.data.tokens import TokenManifest, TokenWriter
+from cartok.data.token_writer import TokenWriter
+from cartok.data.tokens import TokenManifest
 from cartok.data.views import View
 from cartok.recipes.prior import toy
 

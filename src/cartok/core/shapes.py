@@ -38,6 +38,12 @@ Labels = Integer[Tensor, " batch"]
 Mixtures = Float[Tensor, "batch choice"]
 """Shares of every class and, last, of "no class": a label that is a mixture of several."""
 
+Prefixes = Float[Tensor, "batch place feature"]
+"""Vectors that stand in place of a class, such as the embeddings of a text."""
+
+Condition = Labels | Mixtures | Prefixes
+"""What a picture is to show."""
+
 Features = Float[Tensor, "picture feature"]
 """One row of network features per picture; float32 or float64."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cartok.core.checkpoint import load_model, put_tensors, save_model
 from cartok.core.config import config, config_of
 from cartok.core.errors import UserError
-from cartok.core.shapes import Labels, Logits, Mixtures, Sequence, TokenSequence
+from cartok.core.shapes import Condition, Logits, Prefixes, Sequence, TokenSequence
 from cartok.layers import KeyValueCache, Rotary, Transformer, TransformerConfig, rotary_table
 from cartok.prior.surprise import Surprise, surprise_of_states
 
@@ -36,6 +36,10 @@ class PriorConfig:
     """Dropout on the embeddings (LlamaGen)."""
     query_key_norm: bool = True
     """Queries and keys are normalised (paper, A.2); in LlamaGen's published priors they are not."""
+    prefix_length: int = 0
+    """Vectors that stand before the tokens in place of a class; 0: a class."""
+    prefix_width: int = 0
+    """Of each of them, such as 768 of a text tower; projected to the transformer's."""
     class_has_key: bool = True
     """In LlamaGen's published priors its key is zero: every token looks at it with a score of 0."""
 
@@ -47,6 +51,13 @@ class PriorConfig:
             raise ValueError("num_classes is 0 (unconditional) or more")
         if not (0 <= self.class_dropout < 1 and 0 <= self.token_dropout < 1):
             raise ValueError("class_dropout and token_dropout lie in [0, 1)")
+        if self.prefix_length < 0 or (self.prefix_length > 0) != (self.prefix_width > 0):
+            raise ValueError(
+                "prefix_length and prefix_width are both 0 (none) or both at least 1, but are "
+                f"{self.prefix_length} and {self.prefix_width}"
+            )
+        if self.prefix_length and self.num_classes:
+            raise ValueError("a prefix stands in place of classes, so num_classes is 0 with it")
 
     @property
     def num_tokens(self) -> int:
@@ -54,9 +65,18 @@ class PriorConfig:
         rows, cols = self.grid
         return rows * cols
 
+    @property
+    def num_places(self) -> int:
+        """Positions of a sequence: those of the prefix, or one for the class, and all tokens but
+        the last, which nothing follows."""
+        return max(1, self.prefix_length) + self.num_tokens - 1
+
 
 class Prior(nn.Module):
-    """Next-token prediction in raster order, after one token that names the class.
+    """Next-token prediction in raster order, after a vector that names the class, or a prefix.
+
+    With ``prefix_length`` labels are vectors, float [batch, place, feature] (``Prefixes``), and the
+    label 0 stands for none of them: its one vector is repeated over the prefix.
 
     ``tokenizer_digest`` names the tokenizer whose tokens it was trained on, ``classes`` its
     classes in the order of the labels, ``unseen`` those labels that no training picture had; all
@@ -91,6 +111,8 @@ class Prior(nn.Module):
         width = config.transformer.width
         self.class_embedding = nn.Embedding(config.num_classes + 1, width)  # last row: no class
         self.token_embedding = nn.Embedding(config.codebook_size, width)
+        if config.prefix_length:
+            self.prefix_projection = nn.Linear(config.prefix_width, width, bias=False)
         self.dropout = nn.Dropout(config.token_dropout)
         self.transformer = Transformer(config.transformer)
         if not config.query_key_norm:
@@ -101,50 +123,61 @@ class Prior(nn.Module):
         self.register_buffer("rotary", rotation_of(config), persistent=False)
 
     def forward(
-        self, tokens: TokenSequence, labels: Labels, generator: torch.Generator | None = None
+        self, tokens: TokenSequence, labels: Condition, generator: torch.Generator | None = None
     ) -> Logits:
         """Logits of every token, each given the class and the tokens before it alone.
 
         In training a share ``class_dropout`` of the labels is replaced by "no class", drawn from
         ``generator`` (the global one by default). An unconditional prior ignores the labels.
+
+        Raises:
+            UserError: prefixes are of another shape than this prior's, or it takes none.
         """
         return self.head(self._states(tokens, labels, generator))
 
     def surprise(
-        self, tokens: TokenSequence, labels: Labels, generator: torch.Generator | None = None
+        self, tokens: TokenSequence, labels: Condition, generator: torch.Generator | None = None
     ) -> Surprise:
         """Surprise at each token, as ``forward`` sees it, but not all logits are held at once."""
         states = self._states(tokens, labels, generator)
         return surprise_of_states(states, self.head.weight, tokens)
 
     def nats(
-        self, tokens: TokenSequence, labels: Labels, generator: torch.Generator | None = None
+        self, tokens: TokenSequence, labels: Condition, generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch position"]:
         """Surprise at each token, -log p(token | class, tokens before), in nats; float32."""
         return self.surprise(tokens, labels, generator).nats
 
     def empty_cache(self, batch: int) -> KeyValueCache:
         """A cache for ``batch`` pictures, for ``step``."""
-        return self.transformer.empty_cache(batch, self.config.num_tokens)
+        return self.transformer.empty_cache(batch, self.config.num_places)
 
     def step(
-        self, previous: Integer[Tensor, " batch"] | Mixtures, cache: KeyValueCache
+        self, previous: Integer[Tensor, " batch"] | Condition, cache: KeyValueCache
     ) -> Float[Tensor, "batch code"]:
-        """Logits of the next token; extends ``cache``, whose filled length is the position.
+        """Logits of the next token; extends ``cache``.
 
-        ``previous`` holds the labels for the first token, or mixtures of them, and for each later
-        one the token drawn before it.
+        ``previous`` holds the labels for the first token, or mixtures of them, or prefixes, and for
+        each later one the token drawn before it.
         """
         if cache.filled:
             return self.logits_after(self.token_embedding(previous), cache)
-        return self.logits_after(self.vectors_of_classes(previous), cache)
+        *before, last = self.vectors_of(previous).unbind(1)
+        for x in before:
+            self.logits_after(x, cache)
+        return self.logits_after(last, cache)
 
-    def vectors_of_classes(self, labels: Labels | Mixtures) -> Float[Tensor, "batch width"]:
+    def vectors_of(self, labels: Condition) -> Sequence:
         """What stands before the first token; a mixture's lies between those of its classes."""
-        if not labels.is_floating_point():
-            return self.class_embedding(self._class_rows(labels, None))
         table = self.class_embedding.weight
-        return labels.to(table.dtype) @ table
+        if labels.is_floating_point() and labels.ndim == 2:
+            return (labels.to(table.dtype) @ table)[:, None]
+        if labels.is_floating_point():
+            prefixes = self._checked(labels)
+            return self.prefix_projection(prefixes.to(table.dtype))
+        rows = labels if self.config.num_classes else torch.zeros_like(labels)
+        places = max(1, self.config.prefix_length)
+        return self.class_embedding(rows)[:, None].expand(-1, places, -1)
 
     def logits_after(
         self, x: Float[Tensor, "batch width"], cache: KeyValueCache
@@ -182,28 +215,39 @@ class Prior(nn.Module):
         return prior.eval()
 
     def _states(
-        self, tokens: TokenSequence, labels: Labels, generator: torch.Generator | None
+        self, tokens: TokenSequence, labels: Condition, generator: torch.Generator | None
     ) -> Sequence:
         """What the head reads at each position."""
-        first = self.class_embedding(self._class_rows(labels, generator))[:, None]
-        x = torch.cat([first, self.token_embedding(tokens[:, :-1])], dim=1)
-        return self.transformer(self.dropout(x), self.rotary)
+        before = self._dropped(self.vectors_of(labels), generator)
+        x = torch.cat([before, self.token_embedding(tokens[:, :-1])], dim=1)
+        return self.transformer(self.dropout(x), self.rotary)[:, before.shape[1] - 1 :]
 
-    def _class_rows(self, labels: Labels, generator: torch.Generator | None) -> Labels:
-        no_class = self.config.num_classes
-        if no_class == 0:
-            return torch.zeros_like(labels)
-        if not self.training or self.config.class_dropout == 0:
-            return labels
-        device = labels.device if generator is None else generator.device
-        draw = torch.rand(labels.shape, generator=generator, device=device).to(labels.device)
-        return labels.masked_fill(draw < self.config.class_dropout, no_class)
+    def _dropped(self, before: Sequence, generator: torch.Generator | None) -> Sequence:
+        """In training, "no class" in place of a share of what stands before the tokens."""
+        config = self.config
+        is_conditional = config.num_classes or config.prefix_length
+        if not (is_conditional and self.training and config.class_dropout):
+            return before
+        device = before.device if generator is None else generator.device
+        draw = torch.rand(len(before), generator=generator, device=device).to(before.device)
+        hidden = (draw < config.class_dropout)[:, None, None]
+        return torch.where(hidden, self.class_embedding.weight[-1], before)
+
+    def _checked(self, prefixes: Prefixes) -> Prefixes:
+        wanted = (self.config.prefix_length, self.config.prefix_width)
+        if not wanted[0] or prefixes.shape[1:] != wanted:
+            takes = f"{wanted[0]} vectors of {wanted[1]} numbers" if wanted[0] else "labels alone"
+            raise UserError(
+                f"this prior takes {takes}, but got prefixes of {tuple(prefixes.shape[1:])}"
+            )
+        return prefixes
 
 
 def rotation_of(config: PriorConfig) -> Rotary:
     """What queries and keys are turned by, at the class and then at the cells in raster order."""
     net = config.transformer
-    rotary = rotary_table(*config.grid, net.head_dim, net.rope_base, prefix=1)
+    places = max(1, config.prefix_length)
+    rotary = rotary_table(*config.grid, net.head_dim, net.rope_base, prefix=places)
     if not config.class_has_key:
         rotary[0] = 0  # cosine and sine: a query and a key that are zero
     return rotary
@@ -220,6 +264,7 @@ def parameter_census(config: PriorConfig) -> dict[str, int]:
     census = {
         "token_embedding": config.codebook_size * net.width,
         "class_embedding": (config.num_classes + 1) * net.width,
+        "prefix_projection": config.prefix_width * net.width,
         "attention": net.depth * 4 * net.width**2,
         "feed_forward": net.depth * 3 * net.width * net.hidden,
         "query_key_norms": config.query_key_norm * net.depth * 2 * net.head_dim,
@@ -239,11 +284,15 @@ def flops_per_token(config: PriorConfig) -> int:
     causal attention over (T + 1) / 2 positions on average, its scores and its mix:
 
         2 * (depth * (4 width^2 + 3 width hidden) + width codes)  +  depth * 2 width (T + 1)
+
+    A prefix is shared among the tokens of its picture.
     """
-    net = config.transformer
+    net, places = config.transformer, config.num_places
     layer = 4 * net.width**2 + 3 * net.width * net.hidden
-    matrices = net.depth * layer + net.width * config.codebook_size
-    return 2 * matrices + net.depth * 2 * net.width * (config.num_tokens + 1)
+    matrices = config.num_tokens * net.width * config.codebook_size + places * net.depth * layer
+    matrices += config.prefix_length * config.prefix_width * net.width
+    mixed = net.depth * 2 * net.width * places * (places + 1)
+    return round((2 * matrices + mixed) / config.num_tokens)
 
 
 def kaplan_flops_per_token(config: PriorConfig) -> int:

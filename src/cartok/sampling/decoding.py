@@ -100,7 +100,7 @@ class FusedDecoder:
         self._kernels: Any = kernels
         self._prior, self._rows = prior, rows
         net, like = prior.config.transformer, prior.head.weight
-        cache = (net.depth, rows, net.heads, prior.config.num_tokens, net.head_dim)
+        cache = (net.depth, rows, net.heads, prior.config.num_places, net.head_dim)
         self._keys, self._values = like.new_zeros(cache), like.new_zeros(cache)
         self._rotary = prior.rotary.contiguous()
         self._is_thin = rows <= _TALL and like.dtype != torch.float32

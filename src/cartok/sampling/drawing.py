@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from cartok.core.shapes import Labels, Mixtures
 from cartok.prior.model import Prior
 from cartok.sampling.decoding import PlainDecoder, decoder_of
 from cartok.sampling.guidance import Scores, guided, min_p, tempered, top_k, top_p
@@ -28,7 +27,8 @@ class BatchDrawing:
         self.is_fixed = not isinstance(self._decoder, PlainDecoder)
         table = prior.token_embedding.weight
         self._x = table.new_empty(decoded, table.shape[1])
-        self._position = torch.zeros(1, dtype=torch.long, device=table.device)
+        self._position = torch.zeros(1, dtype=torch.long, device=table.device)  # of the token
+        self._place = torch.zeros_like(self._position)  # in the sequence, behind the prefix
         self._tokens = torch.zeros_like(self._batch.kept)
         self._all_finite = torch.ones((), dtype=torch.bool, device=table.device)
 
@@ -38,15 +38,22 @@ class BatchDrawing:
         self._decoder.restart()
         self._position.zero_()
         self._all_finite.fill_(True)
+        self._place.zero_()
         labels = self._batch.labels
+        before = self._prior.vectors_of(labels)
         if self._is_guided:
-            labels = torch.cat([labels, self._no_class(labels)])
-        self._x.copy_(self._prior.vectors_of_classes(labels))
+            none = torch.full((len(labels),), self._prior.config.num_classes, device=labels.device)
+            before = torch.cat([before, self._prior.vectors_of(none)])
+        *prefix, last = before.unbind(1)
+        for x in prefix:
+            self._decoder.logits(x.contiguous(), self._place)
+            self._place += 1
+        self._x.copy_(last)
 
     def step(self) -> None:
         """Draws one token of each picture."""
         choice, batch, position = self._choice, self._batch, self._position
-        logits = self._decoder.logits(self._x, position).double()
+        logits = self._decoder.logits(self._x, self._place).double()
         self._all_finite &= logits.isfinite().all()
         if self._is_guided:
             logits = guided(*logits.chunk(2), batch.scales.index_select(0, position))
@@ -59,17 +66,11 @@ class BatchDrawing:
         vectors = self._prior.token_embedding(code)
         self._x.copy_(vectors.repeat(2, 1) if self._is_guided else vectors)
         position += 1
+        self._place += 1
 
     def drawn(self) -> Drawn:
         """What has been drawn; good until the next start."""
         return Drawn(self._tokens, self._all_finite)
-
-    def _no_class(self, like: Labels | Mixtures) -> Labels | Mixtures:
-        if not like.is_floating_point():
-            return torch.full_like(like, self._prior.config.num_classes)
-        shares = torch.zeros_like(like)
-        shares[:, -1] = 1
-        return shares
 
 
 def codes_at(logits: Scores, uniform: Float[Tensor, " batch"]) -> Integer[Tensor, " batch"]:

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from cartok.core.capture import records_on
 from cartok.core.errors import warn
-from cartok.core.shapes import Labels, Mixtures, TokenSequence
+from cartok.core.shapes import Condition, TokenSequence
 
 
 @dataclass(frozen=True)
 class ToDraw:
     """What differs between batches that run the same kernels; on the prior's device."""
 
-    labels: Labels | Mixtures
+    labels: Condition
     noise: Float[Tensor, "batch position"]
     """Uniform numbers in [0, 1), float64."""
     scales: Float[Tensor, " position"]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cartok.core.config import config_of
 from cartok.core.errors import UserError
-from cartok.core.shapes import Image, Labels, Mixtures, Tokens, TokenSequence
+from cartok.core.shapes import Condition, Image, Labels, Tokens, TokenSequence
 from cartok.prior.model import Prior
 from cartok.sampling.drawing import BatchDrawing
 from cartok.sampling.guidance import scales_of
@@ -63,7 +63,7 @@ class Sampler:
 
     def sample(
         self,
-        labels: Labels | Mixtures | list[int],
+        labels: Condition | list[int],
         seed: int,
         guidance: float = 1.0,
         *,
@@ -81,7 +81,7 @@ class Sampler:
 
     def sample_tokens(
         self,
-        labels: Labels | Mixtures | list[int],
+        labels: Condition | list[int],
         seed: int,
         guidance: float = 1.0,
         *,
@@ -92,7 +92,8 @@ class Sampler:
         """Tokens for each label, drawn in eval mode; ``options`` are fields of ``SamplingConfig``.
 
         Label i is sample ``first_index + i``. The number of classes stands for "no class". A label
-        may be a mixture: a row of shares of every class and, last, of "no class".
+        may be a mixture: a row of shares of every class and, last, of "no class"; or the prefix of
+        a prior that takes prefixes: rows of vectors.
         ``progress`` is called after each batch with the number of samples finished.
 
         ``kept`` holds, for each label, tokens that stay as they are, and -1 where one is drawn
@@ -114,7 +115,7 @@ class Sampler:
             dtype=torch.float64,
             device=labels.device,
         )
-        key = (labels.dtype, self._key_of(choice))
+        key = (labels.dtype, labels.ndim, self._key_of(choice))
         with torch.inference_mode(), _evaluating(self.prior), _without_cudnn():
             for start in range(0, len(labels), choice.batch):
                 some = labels[start : start + choice.batch]
@@ -132,9 +133,9 @@ class Sampler:
                     progress(stop)
         return tokens
 
-    def _checked(self, labels: Tensor, choice: SamplingConfig) -> Labels | Mixtures:
+    def _checked(self, labels: Tensor, choice: SamplingConfig) -> Condition:
         num_classes = self.prior.config.num_classes
-        if num_classes == 0 and choice.guidance != 1:
+        if num_classes == self.prior.config.prefix_length == 0 and choice.guidance != 1:
             raise UserError(
                 f"guidance needs a prior with classes, but this one is unconditional and "
                 f"guidance is {choice.guidance:g}; leave guidance at 1"
@@ -142,7 +143,8 @@ class Sampler:
         if len(labels) == 0:
             raise UserError("sampling needs one label for each picture, but got none")
         if labels.is_floating_point():
-            self._check_mixtures(labels)
+            if labels.ndim == 2:  # of prefixes the prior says itself what is wrong
+                self._check_mixtures(labels)
             return labels.to(self.prior.rotary.device)
         labels = labels.long()
         wrong = labels[(labels < 0) | (labels > num_classes)]
@@ -163,7 +165,7 @@ class Sampler:
         if not (shares >= 0).all() or not torch.allclose(shares.sum(1), shares.new_ones(())):
             raise UserError("a mixture's shares are 0 or more and sum to 1, but one's do not")
 
-    def _checked_kept(self, kept: TokenSequence | None, labels: Labels | Mixtures) -> TokenSequence:
+    def _checked_kept(self, kept: TokenSequence | None, labels: Condition) -> TokenSequence:
         shape, device = (len(labels), self.prior.config.num_tokens), labels.device
         if kept is None:
             return torch.full(shape, -1, device=device)
