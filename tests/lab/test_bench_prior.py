@@ -79,3 +79,9 @@ def test_the_verb_writes_its_numbers_and_refuses_in_one_line(tmp_path, capsys):
 def test_a_prior_without_classes_is_measured_too():
     bench = PriorBench(recipe="toy", batch=2, codebook_size=8, side=2, num_classes=0, tiny=True)
     assert bench_prior(bench, World(device=torch.device("cpu")), lambda line: None)["numbers"]
+
+
+def test_the_help_names_every_subject(capsys):
+    assert main(["bench", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {subject} " in shown for subject in ("tokenizer", "prior", "sampler"))

@@ -19,7 +19,10 @@ def bench(arguments: list[str]) -> None:
     """Measures a subject."""
     subjects = {"tokenizer": _tokenizer, "prior": _prior, "sampler": _sampler}
     if arguments and arguments[0] in ("-h", "--help"):
-        arguments = ["tokenizer", *arguments]
+        print("usage: cartok bench SUBJECT [OPTIONS]\n\nSubjects, each with a --help of its own:")
+        for name, subject in subjects.items():
+            print(f"  {name:<10} {subject.__doc__}")
+        return
     if not arguments or arguments[0] not in subjects:
         got = f"'{arguments[0]}'" if arguments else "nothing"
         hint = nearest(arguments[0] if arguments else "", list(subjects))
@@ -28,6 +31,7 @@ def bench(arguments: list[str]) -> None:
 
 
 def _tokenizer(arguments: list[str]) -> None:
+    """Stage 1: training, encoding and decoding."""
     from cartok.core.files import refuse_unwritable, write_json
     from cartok.core.parallel import World
     from cartok.lab.bench import BenchConfig, bench_tokenizer, usual_bench
@@ -59,6 +63,7 @@ def _tokenizer(arguments: list[str]) -> None:
 
 
 def _prior(arguments: list[str]) -> None:
+    """Stage 2: training."""
     from cartok.lab.bench_prior import PriorBench, bench_prior, usual_prior_bench
 
     @dataclass(frozen=True)
@@ -73,6 +78,7 @@ def _prior(arguments: list[str]) -> None:
 
 
 def _sampler(arguments: list[str]) -> None:
+    """Drawing tokens, beside the least time that memory allows."""
     from cartok.lab.bench_sampler import SamplerBench, bench_sampler, usual_sampler_bench
 
     @dataclass(frozen=True)
