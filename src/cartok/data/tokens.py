@@ -116,7 +116,9 @@ class TokenShards:
 
     @property
     def unseen(self) -> tuple[int, ...]:
-        """The labels of classes that no picture has."""
+        """The labels of classes that no picture has; none where there are no pictures."""
+        if not len(self.labels):
+            return ()
         return tuple(sorted({*range(len(self.manifest.classes))} - {*self.labels.tolist()}))
 
     def __len__(self) -> int:
