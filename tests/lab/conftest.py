@@ -1,10 +1,14 @@
 import numpy as np
 import pytest
+import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 
 from cartok.core.errors import UserError
+from cartok.frozen import LITE0
 from cartok.lab import study as study_module
 from cartok.lab.inputs import ArmInputs
+from cartok.metrics import suite
 
 COLOURS = {"red": (200, 40, 30), "green": (40, 180, 60), "blue": (30, 60, 210)}
 
@@ -38,6 +42,15 @@ def small_pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def few_pictures(tmp_path_factory):
+    """As few pictures as can be scored: 32 for training and 32 for validation, of 16 pixels."""
+    folder = tmp_path_factory.mktemp("few")
+    fill(folder / "train", 32, 16)
+    fill(folder / "val", 32, 16, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def demo_pictures(tmp_path_factory):
     """As few pictures as the demo takes: 513 for training and 513 for validation, of 32 pixels."""
     folder = tmp_path_factory.mktemp("demo")
@@ -46,11 +59,37 @@ def demo_pictures(tmp_path_factory):
     return folder
 
 
+class CoarseLook(nn.Module):
+    """Stands where the judge stands: as many features, the pixels themselves, for next to nothing.
+
+    The judge takes 7 ms a picture, and a comparison of two arms shows it five thousand. What it
+    makes of pictures is a matter for the tests of metrics.
+    """
+
+    weights = LITE0
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def forward(self, image):
+        return F.adaptive_avg_pool2d(image, (16, 27)).flatten(1)[:, :1280]
+
+
+@pytest.fixture(scope="module")
+def coarse_look():
+    """Scores what this process scores by pixels, not by the judge's features, for one module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suite, "judge", CoarseLook)
+        yield
+
+
 @pytest.fixture
 def trainings(monkeypatch):
     """Trains nothing: a list of the runs that would have been; scores are the weight plus seed.
 
-    A weight of 13 is not finite, one of 14 meets a bug, and 15 is killed, but once.
+    Nor are pictures opened for them, 5,712 photographs each time. A weight of 13 is not
+    finite, one of 14 meets a bug, and 15 is killed, but once.
     """
     done = []
 
@@ -67,6 +106,7 @@ def trainings(monkeypatch):
         return {name: {"value": weight + run.seed, "unit": "", "receipt": {}} for name in measured}
 
     monkeypatch.setattr(study_module, "_scores", scores)
+    monkeypatch.setattr(study_module, "open_splits", lambda *source, size: {})
     empty = object.__new__(ArmInputs)
     object.__setattr__(empty, "device", "cpu")  # nobody looks further into it
     monkeypatch.setattr(study_module, "_inputs", lambda *arguments: empty)

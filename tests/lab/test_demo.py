@@ -1,4 +1,5 @@
 import json
+import pickle
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,12 +16,15 @@ from cartok.core.progress import Progress
 from cartok.data.batches import all_images
 from cartok.data.images import open_pictures
 from cartok.lab import demo as demo_module
+from cartok.lab import evaluations
 from cartok.lab.arm import Arm, _redrawn_scores
 from cartok.lab.demo import DemoConfig, inputs_of, recipes_for, run_demo
 from cartok.lab.evaluations import some_images
 from cartok.lab.inputs import ArmInputs
 from cartok.lab.probe import ProbeConfig
 from cartok.lab.stages import Launch
+
+pytestmark = pytest.mark.usefixtures("coarse_look")
 
 KEYS = {
     "psnr_db", "rfd", "gfd", "code_usage", "code_perplexity", "next_latent_r2",
@@ -29,13 +33,23 @@ KEYS = {
 }  # fmt: skip
 
 
+def one_after_the_other(tasks, progress):
+    """``run_together`` in this process: what is sent to others must still survive the sending."""
+    for task in tasks.values():
+        function, arguments = pickle.loads(pickle.dumps(task))
+        function(*arguments, progress)
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory, demo_pictures):
-    """The demo on few pictures, with ten steps a training and a short probe."""
+    """The demo on few pictures, with ten steps a training, short probes and a coarse look."""
     out = tmp_path_factory.mktemp("runs") / "demo"
     config = DemoConfig(data=str(demo_pictures), minutes=0.01)
+    short = replace(ProbeConfig(), steps=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_module, "PROBE", replace(ProbeConfig(), steps=3))
+        patch.setattr(demo_module, "PROBE", short)
+        patch.setattr(evaluations, "ProbeConfig", lambda: short)
+        patch.setattr(demo_module, "run_together", one_after_the_other)
         run_demo(config, Launch(out=out, device="cpu"), Progress())
     return out
 

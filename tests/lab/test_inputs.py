@@ -46,7 +46,7 @@ def test_the_full_distance_is_the_score_where_there_is_one_and_the_other_stands_
     assert set(named_scores("floor", many)) == {"floor", "floor64", "floor_kd"}
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("coarse_look")
 def test_each_prior_takes_the_guidance_whose_samples_come_nearest(pictures, monkeypatch):
     """Drawn with another seed than those that are scored, which it never sees."""
     yardstick = Yardstick(

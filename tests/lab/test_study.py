@@ -24,6 +24,7 @@ from cartok.recipes.arms import StudyArm, adapted
 from cartok.recipes.prior import toy
 from cartok.recipes.study import STUDIES
 from cartok.recipes.tokenizer import baseline_toy
+from cartok.recipes.yardstick import Yardstick
 
 _TOYS = Path(__file__).with_name("study_toys.py")
 _SPEC = importlib.util.spec_from_file_location(_TOYS.stem, _TOYS)
@@ -251,9 +252,10 @@ def test_the_plan_of_a_claim_has_every_seed_though_none_is_0(small_pictures, tmp
 
 @pytest.mark.slow
 def test_a_study_from_pictures_to_scores_interrupted_and_with_a_failing_arm(
-    demo_pictures, tmp_path, monkeypatch
+    few_pictures, tmp_path, monkeypatch
 ):
-    study = adapted(small_study(0, 1), data=str(demo_pictures))
+    least = Yardstick(samples=512, reference=512, held=512)
+    study = adapted(small_study(0, 1, yardstick=least), data=str(few_pictures))
     wild = replace(study.arms[1].tokenizer.optim, lr=1e30)
     broken = replace(study.arms[1].tokenizer, optim=wild)
     study = replace(study, arms=(*study.arms, StudyArm(name="broken", tokenizer=broken)))
@@ -277,7 +279,7 @@ def test_a_study_from_pictures_to_scores_interrupted_and_with_a_failing_arm(
     found = json.loads((tmp_path / "study.json").read_text())
     assert [run["status"] for run in found["runs"]] == ["finished", "finished", "failed"]
     assert "not finite at step" in found["runs"][2]["reason"]
-    pictures = open_splits(demo_pictures, size=16)["train"]
+    pictures = open_splits(few_pictures, size=16)["train"]
     for run, arm in zip(runs_of(study)[:2], means, strict=False):
         cost = cost_of(run, pictures)
         assert arm.scores["tokenizer_steps"]["value"] == cost.steps

@@ -85,7 +85,7 @@ def test_it_trains_and_comes_back_from_its_folder(name, train, pictures):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FREE)
 def test_latents_of_a_free_scale_and_their_codes_survive_the_regulariser(name, train):
-    job, folder = train(toy(FREE[name], steps=100))
+    job, folder = train(toy(FREE[name], steps=50))
     assert not job.prepare(next(job.batches(0)), 0).encoded.quantized.on_sphere
     last = read_log(folder)[-10:]
     variance, perplexity = (

@@ -44,6 +44,8 @@ def train_all(pictures: str, out: Path, configs: list[Path]) -> None:
 def main(pictures: str, port: str, out: str, *configs: str) -> int:
     """Forks the ranks; the exit code is 0 only if all end well, and one that fails ends them."""
     torch.set_num_threads(1)
+    # Imports what torch puts off until an optimizer is used, once instead of in both ranks.
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).zero_grad()
     children = set()
     for rank in range(RANKS):
         child = os.fork()
