@@ -465,7 +465,8 @@ def test_an_index_that_does_not_fit_its_files_is_refused_in_one_line(copied, cha
     [
         ("full", 1, ["another rank failed; its own message says why", "the disk is full: "]),
         ("full", 0, ["the disk is full: ", "another rank failed; its own message says why"]),
-        ("apart", 1, ["give --out on a disk that all machines share", "another rank failed"]),
+        ("late", 0, ["the disk is full: ", "another rank failed; its own message says why"]),
+        ("apart", 1, ["another rank failed", "give --out on a disk that all machines share"]),
         ("killed", 1, ["", None]),
     ],
 )
@@ -492,7 +493,7 @@ def stepped(optimizer, module, steps):
         optimizer.step()
 
 
-@pytest.mark.parametrize("kind", ["AdamW", "SGD", "amsgrad"])
+@pytest.mark.parametrize("kind", ["AdamW", "SGD", "amsgrad", "Muon"])
 def test_an_optimizer_goes_on_from_its_stored_state_bit_for_bit(kind, tmp_path):
     def make():
         torch.manual_seed(0)
@@ -500,6 +501,8 @@ def test_an_optimizer_goes_on_from_its_stored_state_bit_for_bit(kind, tmp_path):
         groups = [{"params": [module.weight], "weight_decay": 0.1}, {"params": [module.bias]}]
         if kind == "SGD":
             return module, torch.optim.SGD(groups, lr=0.01, momentum=0.9)
+        if kind == "Muon":
+            return module, torch.optim.Muon([module.weight], lr=0.01)
         return module, torch.optim.AdamW(groups, lr=0.01, amsgrad=kind == "amsgrad")
 
     module, optimizer = make()

@@ -270,19 +270,31 @@ def divide(errand: Errand, world: World) -> None:
     if world.is_main:
         save_file(start | {f"moved/{k}": v for k, v in gathered.items()}, f"{errand.out}/seen")
     assert bool(gathered) == world.is_main
+    folder = Path(errand.out, "checkpoints")
     for step in range(1, 3):
         if step == 2 and errand.strike:
             _spoil_writing(errand, world)
-        save_state(Path(errand.out, "checkpoints"), TrainingState(step, tensors), world)
+            folder = Path(errand.out, "another") if _is_apart(errand, world) else folder
+        save_state(folder, TrainingState(step, tensors), world)
     world.leave()
 
 
+def _is_apart(errand: Errand, world: World) -> bool:
+    """True where a rank's folder is no other rank's."""
+    return errand.strike == "apart" and world.rank == errand.at
+
+
 def _spoil_writing(errand: Errand, world: World) -> None:
-    """On a rank: its disk is full, it is killed, or its folder is no other rank's."""
-    plain = checkpoint.save_file
+    """On a rank: its disk is full, also as late as when all is written, or it is killed."""
+    plain, plain_sync = checkpoint.save_file, files._sync
+
+    def sync(path) -> None:
+        if path.is_dir():
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        plain_sync(path)
 
     def write(tensors, path) -> None:
-        if world.rank != errand.at:
+        if world.rank != errand.at or errand.strike in ("late", "apart"):
             plain(tensors, path)
         elif errand.strike == "full":
             Path(path).write_bytes(b"half")
@@ -292,6 +304,8 @@ def _spoil_writing(errand: Errand, world: World) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     checkpoint.save_file = write
+    if errand.strike == "late":
+        files._sync = sync
 
 
 def refuse(errand: Errand, world: World) -> None:

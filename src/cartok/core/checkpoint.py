@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,9 +168,8 @@ def save_state(
     head: dict[str, Any] = {"step": state.step, "values": state.values}
     if rows:
         head |= {"ranks": world.size, "rows": rows}
-    if world.is_main:
-        head["best"] = name if is_best else _best_in(folder)
     if world.is_main or rows:
+        head["best"] = world.together(lambda: name if is_best else _best_in(folder))
         _write(folder / name, state.tensors, head, world)
     for other in _states_in(folder) if world.is_main else ():
         if other.name not in (name, head["best"]):
@@ -255,7 +254,16 @@ def _write(target: Path, tensors: Mapping[str, Tensor], head: dict[str, Any], wo
 
     def make() -> None:
         if world.is_main:
+            stack.enter_context(staged(target, temporary))
             temporary.mkdir()
+
+    def see() -> None:
+        if not temporary.is_dir():
+            raise UserError(
+                f"all ranks write a checkpoint into one folder, but rank {world.rank} does not see "
+                f"the one that rank 0 has made in {target.parent}; give --out on a disk that all "
+                "machines share"
+            )
 
     def write() -> None:
         names = [name for name in tensors if world.is_main or is_divided(tensors[name])]
@@ -263,19 +271,13 @@ def _write(target: Path, tensors: Mapping[str, Tensor], head: dict[str, Any], wo
         with full_disk_explained(target):
             save_file(mine, temporary / _file_of(world.rank, world.size))
 
-    def close() -> None:
-        if not world.is_main:
-            return
-        for rank in range(world.size):
-            if not (temporary / _file_of(rank, world.size)).exists():
-                raise UserError(
-                    f"all ranks write a checkpoint into one folder, but what rank {rank} wrote "
-                    f"is not in {target.parent}; give --out on a disk that all machines share"
-                )
-        write_json(temporary / "state.json", head)
+    def publish() -> None:
+        if world.is_main:
+            write_json(temporary / "state.json", head)
+            stack.close()  # which may find the disk full, too
 
-    with staged(target, temporary) if world.is_main else nullcontext():
-        for act in (make, write, close):
+    with ExitStack() as stack:
+        for act in (make, see, write, publish):
             world.together(act)
 
 

@@ -1,6 +1,5 @@
 """Networks compiled for training steps, and run as they are written in everything else."""
 
-import importlib.util
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -37,16 +36,16 @@ def kernels_work(device: torch.device, run_one: Callable[[], object], whose: str
 
     The first kernel of a process needs a C compiler and the headers of Python.
     """
-    if importlib.util.find_spec("triton") is None:
-        return False
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.cuda.device_of(torch.empty(0, device=device)):
             run_one()
+        if device.type == "cuda":  # else a fault of the kernel is told by whatever comes next
+            torch.cuda.synchronize(device)
     except Exception as error:  # whatever a compiler, a driver or an old triton raises
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         warn(
             f"the {whose}'s GPU kernels cannot run on {device} ({reason}): it takes plain torch, "
-            "which is several times slower; a C compiler and Python's headers must be there"
+            "which is several times slower; triton, a C compiler and Python's headers must be there"
         )
         return False
     return True

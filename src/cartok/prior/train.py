@@ -149,8 +149,8 @@ class PriorJob:
             return (Mover("prior", self.prior, adamw_of(config.optim, weights), rate, clip),)
         if config.weights == "divided" and config.transformer.width < ranks:
             raise UserError(
-                "Muon moves divided matrices of which every rank has a row, but the width is "
-                f"{config.transformer.width} on {ranks} ranks; give --weights copied"
+                "Muon moves divided matrices of no fewer rows than there are ranks, but the width "
+                f"is {config.transformer.width} on {ranks} ranks; give --weights copied"
             )
         matrices = [w for w in self.prior.transformer.blocks.parameters() if w.ndim == 2]
         chosen = set(map(id, matrices))
