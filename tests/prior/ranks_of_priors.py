@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from cartok.core.parallel import World
 from cartok.core.run import Run
 from cartok.data.tokens import open_tokens
 from cartok.lab.evaluations import prior_evaluations
-from cartok.prior.surprise import Surprise
+from cartok.prior import model
+from cartok.prior.surprise import Surprise, surprise_of_states
 from cartok.prior.train import PriorJob, PriorRun, nats_per_position, train_prior
 
 Errand = dict[str, Any]
@@ -30,6 +32,7 @@ Errand = dict[str, Any]
 def train(errand: Errand) -> None:
     """Trains one prior; the main rank leaves its loss at each position of held-out sequences."""
     world, config = World.join("cpu"), config_of(PriorRun, errand["config"])
+    model.surprise_of_states = partial(surprise_of_states, at_once=5 * 17)  # in parts, as on a GPU
     held = open_tokens(Path(config.tokens), "val")
     job = PriorJob(config, open_tokens(Path(config.tokens), "train"), world)
     out = Path(errand["out"])

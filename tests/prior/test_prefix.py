@@ -94,9 +94,20 @@ def test_prefixes_of_another_shape_are_refused(shape):
         sampler.sample_tokens(torch.zeros(2, *shape), 0)
 
 
+def test_one_prefix_still_needs_its_batch():
+    with pytest.raises(UserError, match="also for one picture, but their shape is \\(3, 5\\)"):
+        Sampler(prior_of(), Painter()).sample_tokens(prefixes_of(1)[0], 0)
+
+
+def test_where_a_class_has_no_key_no_vector_of_a_prefix_has_one():
+    rotary = prior_of(class_has_key=False).rotary.abs().sum((1, 2))
+    assert (rotary[:3] == 0).all()
+    assert (rotary[3:] > 0).all()
+
+
 def test_a_prior_of_classes_takes_no_prefix():
     prior = Prior(PriorConfig(transformer=NET, codebook_size=11, grid=(2, 3), num_classes=4))
-    with pytest.raises(UserError, match="takes labels alone"):
+    with pytest.raises(UserError, match="takes no prefixes"):
         prior(torch.zeros(2, 6).long(), prefixes_of(2))
 
 

@@ -15,7 +15,7 @@ import torch
 
 from cartok.layers import TransformerConfig
 from cartok.prior.model import Prior, PriorConfig
-from cartok.sampling import decoding
+from cartok.sampling import drawing
 from cartok.sampling.decoding import FusedDecoder, PlainDecoder
 from cartok.sampling.sampler import Sampler
 
@@ -38,8 +38,10 @@ class Painter:
 
 def prior_of(width=16, heads=2, **flags):
     torch.manual_seed(0)
-    net = TransformerConfig(width=width, depth=1, heads=heads, hidden_multiple=8)
-    config = PriorConfig(transformer=net, codebook_size=11, grid=(2, 2), num_classes=4, **flags)
+    net = TransformerConfig(width=width, depth=2, heads=heads, hidden_multiple=8)
+    config = PriorConfig(
+        transformer=net, codebook_size=11, grid=(2, 2), **({"num_classes": 4} | flags)
+    )
     prior = Prior(config, tokenizer_digest="painter").eval()
     with torch.no_grad():
         for weight in prior.parameters():
@@ -68,10 +70,15 @@ def off(thin, dtype=torch.float32, rows=2, **shape):
 def tokens_that_differ():
     """Of all that are drawn, by kernels in batches of two and by the prior as written."""
     labels = [0, 1, 2]
+    prefixes = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1))
+    takes_prefixes = {"num_classes": 0, "prefix_length": 3, "prefix_width": 5}
     plain = Sampler(prior_of(), Painter()).sample_tokens(labels, 3, 2.0)
-    decoding.runs_fused = lambda prior: True
+    after = Sampler(prior_of(**takes_prefixes), Painter()).sample_tokens(prefixes, 3)
+    drawing.decoder_of = FusedDecoder
     fused = Sampler(prior_of(), Painter()).sample_tokens(labels, 3, 2.0, batch=2)
-    return {"of": plain.numel(), "differ": int((fused != plain).sum())}
+    fused_after = Sampler(prior_of(**takes_prefixes), Painter()).sample_tokens(prefixes, 3)
+    differ = int((fused != plain).sum()) + int((fused_after != after).sum())
+    return {"of": plain.numel() + after.numel(), "differ": differ}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 
 from cartok.layers import TransformerConfig
 from cartok.prior.model import Prior, PriorConfig
-from cartok.sampling.decoding import PlainDecoder, decoder_of
+from cartok.sampling.decoding import PlainDecoder, decoder_of, why_not_fused
 
 SCRIPT = Path(__file__).with_name("interpreted_decoding.py")
 
@@ -35,7 +35,7 @@ def test_kernels_round_no_more_than_the_prior_as_written(answers, rows):
 
 
 def test_kernels_draw_the_same_tokens(answers):
-    assert answers["tokens"] == {"of": 12, "differ": 0}
+    assert answers["tokens"] == {"of": 20, "differ": 0}
 
 
 def test_where_there_is_no_gpu_the_prior_runs_as_it_is_written():
@@ -48,3 +48,21 @@ def test_where_there_is_no_gpu_the_prior_runs_as_it_is_written():
         first, _ = decoder.logits(x, at), decoder.logits(x, at + 1)
         decoder.restart()
         assert torch.equal(decoder.logits(x, at), first)
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        (lambda prior: prior, ""),
+        (lambda prior: prior.bfloat16(), ""),
+        (lambda prior: prior.half(), "all float32 or all bfloat16"),
+        (lambda prior: prior.head.bfloat16(), "all float32 or all bfloat16"),
+        (lambda prior: setattr(prior.head.weight, "data", torch.ones(16, 11).T), "row by row"),
+    ],
+)
+def test_what_keeps_a_prior_from_the_kernels_is_said(changed, why):
+    net = TransformerConfig(width=16, depth=1, heads=2, hidden_multiple=8)
+    prior = Prior(PriorConfig(transformer=net, codebook_size=11, grid=(2, 3), num_classes=4))
+    changed(prior)
+    assert why in why_not_fused(prior)
+    assert bool(why) == bool(why_not_fused(prior))

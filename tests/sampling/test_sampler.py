@@ -275,3 +275,15 @@ def test_logits_that_are_not_finite_are_refused(value):
         sampler.prior.token_embedding.weight[:] = value
     with pytest.raises(UserError, match="not finite"):
         sampler.sample([0, 1], 1, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (torch.full((2, 1, 5), float("nan")), r"of finite numbers, but got float \[2, 1, 5\]"),
+        (torch.zeros(2, 1, 5), "this prior takes no prefixes"),
+    ],
+)
+def test_labels_that_are_no_labels_are_refused_for_what_they_are(labels, said):
+    with pytest.raises(UserError, match=said):
+        small_sampler().sample_tokens(labels, 1)

@@ -236,9 +236,10 @@ class Prior(nn.Module):
     def _checked(self, prefixes: Prefixes) -> Prefixes:
         wanted = (self.config.prefix_length, self.config.prefix_width)
         if not wanted[0] or prefixes.shape[1:] != wanted:
-            takes = f"{wanted[0]} vectors of {wanted[1]} numbers" if wanted[0] else "labels alone"
+            takes = f"{wanted[0]} vectors of {wanted[1]} numbers" if wanted[0] else "no prefixes"
             raise UserError(
-                f"this prior takes {takes}, but got prefixes of {tuple(prefixes.shape[1:])}"
+                f"this prior takes {takes}, but got prefixes of {tuple(prefixes.shape[1:])}; they "
+                "are float [batch, place, feature]"
             )
         return prefixes
 
@@ -249,7 +250,7 @@ def rotation_of(config: PriorConfig) -> Rotary:
     places = max(1, config.prefix_length)
     rotary = rotary_table(*config.grid, net.head_dim, net.rope_base, prefix=places)
     if not config.class_has_key:
-        rotary[0] = 0  # cosine and sine: a query and a key that are zero
+        rotary[:places] = 0  # cosine and sine: queries and keys that are zero
     return rotary
 
 

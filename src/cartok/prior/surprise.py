@@ -1,8 +1,9 @@
 """How surprised a prior is at tokens: cross-entropy, without ever holding all logits at once.
 
 Logits are the largest tensor of a training: of 64 pictures of 256 tokens of 16,384 codes they,
-their copy in float32 and its gradient take 2.7 GB. Above a limit rows are dealt with in parts,
-whose logits are computed again on the way back: the head's forward product once more.
+their copy in float32 and its gradient take 2.7 GB. Above a limit, and on a GPU always, rows are
+dealt with in parts, whose logits are computed again on the way back: the head's forward product
+once more.
 """
 
 import functools
@@ -77,7 +78,7 @@ class _InParts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_nats: Each, of_total: Each) -> tuple[Tensor | None, ...]:
-        """Gradients of states and head; the head's is added up in float32."""
+        """Gradients of states and head; the head's is added up in float32, then rounded."""
         states, head, *each = ctx.saved_tensors
         to_states = torch.empty_like(states)
         to_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
@@ -100,7 +101,8 @@ def _totals(logits: Rows, tokens: Integer[Tensor, " row"]) -> tuple[Each, Each]:
 
     kernel: Any = kernels.total_kernel  # triton's own annotations contradict its calls
     nats, total = logits.new_empty(2, len(logits), dtype=torch.float32)
-    kernel[(len(logits),)](logits, tokens, nats, total, logits.shape[1], tile=4096, num_warps=8)
+    with torch.cuda.device_of(logits):
+        kernel[(len(logits),)](logits, tokens, nats, total, logits.shape[1], tile=4096, num_warps=8)
     return nats, total
 
 
@@ -117,7 +119,8 @@ def _slopes(
     kernel: Any = kernels.slope_kernel
     codes, tile = logits.shape[1], 2048
     given = (part.contiguous() for part in (total, of_nats, of_total))
-    kernel[(len(logits), -(-codes // tile))](logits, tokens, *given, codes, tile=tile)
+    with torch.cuda.device_of(logits):
+        kernel[(len(logits), -(-codes // tile))](logits, tokens, *given, codes, tile=tile)
     return logits
 
 

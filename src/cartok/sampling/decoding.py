@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cartok.core.compiled import kernels_work
+from cartok.core.errors import warn
 from cartok.layers import Block
 from cartok.prior.model import Prior
 
@@ -43,21 +44,29 @@ class Decoder(Protocol):
 
 
 def decoder_of(prior: Prior, rows: int) -> Decoder:
-    """The faster one that runs where the prior lies."""
-    return FusedDecoder(prior, rows) if runs_fused(prior) else PlainDecoder(prior, rows)
+    """The faster one that runs where the prior lies; on a GPU a warning says why it is not."""
+    if not prior.rotary.is_cuda:
+        return PlainDecoder(prior, rows)
+    why_not = why_not_fused(prior)
+    if not why_not and _kernels_work(prior.rotary.device):
+        return FusedDecoder(prior, rows)
+    if why_not:
+        warn(f"samples are drawn kernel by kernel, several times slower: {why_not}")
+    return PlainDecoder(prior, rows)
 
 
-def runs_fused(prior: Prior) -> bool:
-    """True on an NVIDIA GPU, for weights that are kept in the precision they are used in."""
+def why_not_fused(prior: Prior) -> str:
+    """What keeps a prior on a GPU from the kernels, in words; nothing if they can run."""
     kinds = {weight.dtype for weight in prior.parameters()}
-    return (
-        prior.rotary.is_cuda
-        and torch.version.hip is None
-        and not torch.is_autocast_enabled("cuda")
-        and len(kinds) == 1
-        and kinds <= {torch.float32, torch.float16, torch.bfloat16}
-        and _kernels_work(prior.rotary.device)
-    )
+    if torch.version.hip is not None:
+        return "kernels were tried on NVIDIA's GPUs alone"
+    if torch.is_autocast_enabled("cuda"):
+        return "autocast is on; keep the weights in bfloat16 instead (core.precision)"
+    if len(kinds) > 1 or not kinds <= {torch.float32, torch.bfloat16}:
+        return "weights are to be all float32 or all bfloat16"
+    if not all(weight.is_contiguous() for weight in prior.parameters()):
+        return "weights are to lie row by row in memory"
+    return ""
 
 
 @functools.cache

@@ -140,9 +140,9 @@ class Draws:
     def _step_of(self, drawing: Drawing, batch: ToDraw) -> Callable[[], None]:
         if not (drawing.is_fixed and records_on(batch.labels.device)):
             return drawing.step
+        drawing.start(batch)
+        drawing.step()  # compiles the kernels
         try:
-            drawing.start(batch)
-            drawing.step()
             return self._record(drawing.step).replay
         except RuntimeError as error:
             reason = str(error).strip().split("\n")[0]

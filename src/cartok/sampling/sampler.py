@@ -44,7 +44,8 @@ class TokenDecoder(Protocol):
 class Sampler:
     """Draws pictures from a prior whose tokens ``tokenizer`` made, with a KV cache.
 
-    On a GPU by replaying one step, recorded as a CUDA graph.
+    On an NVIDIA GPU by replaying one step, recorded as a CUDA graph, where the weights are all
+    float32 or all bfloat16; a warning says where that cannot be.
 
     Raises:
         UserError: the prior was trained on another tokenizer's tokens.
@@ -116,7 +117,8 @@ class Sampler:
             device=labels.device,
         )
         key = (labels.dtype, labels.ndim, self._key_of(choice))
-        with torch.inference_mode(), _evaluating(self.prior), _without_cudnn():
+        on_its_device = torch.cuda.device_of(labels)  # kernels of ours run on the current one
+        with torch.inference_mode(), _evaluating(self.prior), _without_cudnn(), on_its_device:
             for start in range(0, len(labels), choice.batch):
                 some = labels[start : start + choice.batch]
                 noise = uniforms(seed, choice.first_index + start, len(some), num_positions)
@@ -143,6 +145,11 @@ class Sampler:
         if len(labels) == 0:
             raise UserError("sampling needs one label for each picture, but got none")
         if labels.is_floating_point():
+            if labels.ndim < 2 or (labels.ndim > 2 and not labels.isfinite().all()):
+                raise UserError(
+                    "labels are whole numbers, one a picture, or rows of shares, or prefixes of "
+                    f"finite numbers, but got float {list(labels.shape)}"
+                )
             if labels.ndim == 2:  # of prefixes the prior says itself what is wrong
                 self._check_mixtures(labels)
             return labels.to(self.prior.rotary.device)
@@ -157,6 +164,11 @@ class Sampler:
 
     def _check_mixtures(self, shares: Tensor) -> None:
         wanted = (len(shares), self.prior.config.num_classes + 1)
+        if self.prior.config.prefix_length:
+            raise UserError(
+                "prefixes are float [batch, place, feature], also for one picture, but their shape "
+                f"is {tuple(shares.shape)}"
+            )
         if shares.shape != wanted:
             raise UserError(
                 f"a mixture is a row of {wanted[1]} shares, one a class and the last of no class, "

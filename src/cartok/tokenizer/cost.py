@@ -4,6 +4,7 @@ Counted on shapes alone (the meta device), so a 256-pixel recipe takes a second 
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -133,10 +134,9 @@ class _WithoutNorms(TorchFunctionMode):
     a dozen small operations in Python, forward and thrice as many backward.
     """
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func, types, args: tuple[Any, ...] = (), kwargs=None):
         if func is F.group_norm:
-            x, *_ = args
-            return x
+            return args[0]
         return func(*args, **(kwargs or {}))
 
 
