@@ -56,7 +56,8 @@ class TokenWriter:
     def has(self, split: Split, number: int, pictures: range) -> bool:
         """Whether an earlier try has written this shard, of these pictures; it is then kept.
 
-        One that is damaged counts as missing.
+        One that is damaged counts as missing. Pictures that are files count as equal by name and
+        size.
 
         Raises:
             UserError: it was made by another tokenizer, or of other pictures, views or sizes.

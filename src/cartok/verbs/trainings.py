@@ -162,7 +162,7 @@ def extract(arguments: list[str]) -> None:
         device: str = "auto"
         """auto, cpu, cuda, cuda:N or mps."""
         resume: bool = False
-        """Go on where an extraction was stopped."""
+        """Go on where an extraction was stopped; picture files count as equal by name and size."""
         overwrite: bool = False
         """Start again in a folder that holds tokens."""
 
