@@ -99,6 +99,15 @@ def test_a_shard_that_was_damaged_since_is_written_again(tmp_path):
     assert path.read_bytes() == (tmp_path / "whole" / FIRST).read_bytes()
 
 
+def test_a_shard_that_lost_a_picture_is_made_again(tmp_path):
+    writer = TokenWriter(tmp_path, ABOUT)
+    writer.write("train", 0, *tokens_of(3), (1,), pictures=range(4))
+    writer.write("train", 1, *tokens_of(4), pictures=range(4, 8))
+    writer = TokenWriter(tmp_path, ABOUT, resume=True)
+    assert not writer.has("train", 0, range(4))
+    assert writer.has("train", 1, range(4, 8))
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -266,6 +266,41 @@ def test_broken_pictures_that_workers_find_are_named_and_left_out(tokenizer, two
     assert bytes_of(tmp_path / "0") == bytes_of(tmp_path / "1")
 
 
+def reopened(splits):
+    """The same pictures, as another process finds them."""
+    return {name: part.subset(np.arange(len(part))) for name, part in splits.items()}
+
+
+def test_what_an_earlier_try_could_not_read_counts_and_is_named_on_resuming(
+    tokenizer, two_splits, tmp_path
+):
+    two_splits.spoil(5)
+    extracted(tokenizer, reopened(two_splits.opened), tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "train-00002.safetensors").unlink()
+    again = reopened(two_splits.opened)
+    extracted(tokenizer, again, tmp_path, resume=True)
+    assert [fault.name for fault in again["train"].broken] == ["train/dark/05.png"]
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "train-00002.safetensors").unlink()
+    two_splits.spoil(40)  # in the third shard: 2 of 120 are more than 1 %
+    with pytest.raises(UserError, match="at most 1 %"):
+        extracted(tokenizer, reopened(two_splits.opened), tmp_path, resume=True)
+
+
+def test_a_picture_that_can_be_read_by_now_gets_its_tokens_on_resuming(
+    tokenizer, two_splits, tmp_path
+):
+    path = two_splits.opened["train"].store.root / "train/dark/05.png"
+    content = path.read_bytes()
+    two_splits.spoil(5)
+    extracted(tokenizer, reopened(two_splits.opened), tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    path.write_bytes(content)
+    extracted(tokenizer, reopened(two_splits.opened), tmp_path, resume=True)
+    assert open_tokens(tmp_path, "train").num == 120
+
+
 def test_progress_is_told_of_every_batch(tokenizer, splits, tmp_path):
     told = []
 

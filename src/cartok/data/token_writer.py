@@ -56,7 +56,8 @@ class TokenWriter:
     def has(self, split: Split, number: int, pictures: range) -> bool:
         """Whether an earlier try has written this shard, of these pictures; it is then kept.
 
-        One that is damaged counts as missing. Pictures that are files count as equal by name and
+        One that is damaged counts as missing, and so does one without all its pictures: they may be
+        read by now, and those that cannot be must be counted and named again. Pictures that are files count as equal by name and
         size.
 
         Raises:
@@ -78,6 +79,8 @@ class TokenWriter:
                 f"--resume goes on with equal tokens, but {path} was made by another tokenizer, or "
                 "of other pictures, views or sizes; give --overwrite to start again"
             )
+        if stamp.lost:
+            return False
         self._shards[split, number] = _entry(path, split, len(labels))
         return True
 
