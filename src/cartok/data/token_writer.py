@@ -57,8 +57,8 @@ class TokenWriter:
         """Whether an earlier try has written this shard, of these pictures; it is then kept.
 
         One that is damaged counts as missing, and so does one without all its pictures: they may be
-        read by now, and those that cannot be must be counted and named again. Pictures that are files count as equal by name and
-        size.
+        read by now, and those that cannot be must be counted and named again. Pictures that are
+        files count as equal by name and size.
 
         Raises:
             UserError: it was made by another tokenizer, or of other pictures, views or sizes.

@@ -9,6 +9,7 @@ does not know, as Lightning's checkpoints do; and it reads everything in it.
 
 import io
 import math
+import mmap
 import pickle
 import struct
 import zipfile
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from cartok.core.errors import UserError
+from cartok.interop.pickle_scan import check_pickle
 
 STATE_DICTS = ("ema", "model", "module", "state_dict")
 """Where a checkpoint keeps a network's tensors, if not at its top; the first that is there."""
@@ -124,18 +126,33 @@ class _Reader(pickle.Unpickler):
 
     def __init__(self, file: io.BufferedIOBase) -> None:
         super().__init__(file)
-        self.storages: dict[Any, StoredStorage] = {}
+        self.storages: dict[str, StoredStorage] = {}
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         return _KNOWN.get((module_name, global_name), Inert)
 
     def persistent_load(self, pid: Any, /) -> StoredStorage:
-        kind, dtype, key, _, size, *view = pid
+        # Exact types first: comparing or hashing anything else may run long, or never end.
+        if type(pid) is not tuple or len(pid) not in (5, 6):
+            raise ValueError("a storage is named by five or six things")
+        kind, dtype, key, place, size, *view = pid
+        if not type(kind) is type(key) is type(place) is str or not _is_size(size):
+            raise ValueError("a storage has a name, a place and a size")
         if kind != "storage" or any(part is not None for part in view):
             raise ValueError("a tensor's numbers lie in no storage of their own")
         storage = StoredStorage(key, dtype, size)
         self.storages.setdefault(key, storage)
         return storage
+
+
+def _unpickled(file: mmap.mmap | io.BytesIO) -> tuple[Any, dict[str, StoredStorage]]:
+    """What the next pickle of a file builds, and the storages that it names."""
+    start = file.tell()
+    check_pickle(file)
+    stop = file.tell()
+    file.seek(start)
+    reader = _Reader(io.BytesIO(file.read(stop - start)))
+    return reader.load(), reader.storages
 
 
 def _named_tensors(content: Any) -> dict[str, StoredTensor]:
@@ -166,7 +183,7 @@ class _Archive:
         order = f"{self._folder}byteorder"
         if order in self._zip.namelist() and self._record(order) != b"little":
             raise ValueError("its bytes are in another order than little-endian")
-        self.content = _Reader(io.BytesIO(self._record(self._pickle))).load()
+        self.content, _ = _unpickled(io.BytesIO(self._record(self._pickle)))
 
     def numbers(self, storage: StoredStorage) -> bytearray:
         """All bytes of a storage; the archive's checksum is checked."""
@@ -183,26 +200,26 @@ class _Stream:
     """One pickle after another, then the storages: as torch wrote before 1.6."""
 
     def __init__(self, file: io.BufferedIOBase) -> None:
-        end = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        if _Reader(file).load() != _MAGIC:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if _unpickled(content)[0] != _MAGIC:
             raise ValueError("it is of another kind")
         for _ in ("version", "machine"):
-            _Reader(file).load()
-        reader = _Reader(file)
-        self.content = reader.load()
-        keys = _Reader(file).load()
-        self._file = file
-        self._places: dict[Any, tuple[int, int]] = {}
+            _unpickled(content)
+        self.content, storages = _unpickled(content)
+        keys, _ = _unpickled(content)
+        self._file = content
+        self._places: dict[str, tuple[int, int]] = {}
         for key in keys:
-            storage = _checked(reader.storages[key])
-            (size,) = struct.unpack("<q", file.read(8))
+            if type(key) is not str:
+                raise ValueError("a storage has a name")
+            storage = _checked(storages[key])
+            (size,) = struct.unpack("<q", content.read(8))
             length = storage.size * storage.dtype.itemsize
-            start = file.tell()
-            if size != storage.size or start + length > end:
+            start = content.tell()
+            if size != storage.size or start + length > len(content):
                 raise ValueError("a storage is cut off")
             self._places[key] = (start, length)
-            file.seek(start + length)
+            content.seek(start + length)
 
     def numbers(self, storage: StoredStorage) -> bytearray:
         """All bytes of a storage."""
@@ -244,4 +261,4 @@ def _are_sizes(numbers: Any) -> bool:
 
 
 def _is_size(number: Any) -> bool:
-    return type(number) is int and number >= 0
+    return type(number) is int and 0 <= number < 1 << 63
