@@ -5,6 +5,7 @@ import os
 import pickle
 import struct
 import sys
+import tracemalloc
 import types
 import zipfile
 
@@ -76,6 +77,22 @@ def test_running_means_go_before_the_weights_they_are_of(tmp_path):
 def test_names_to_skip_are_not_read(tmp_path):
     path = save({"net.a": torch.ones(1), "loss.b": torch.ones(9)}, tmp_path / "net.pt")
     assert list(read_state_dict(path, skip=("loss.",))) == ["net.a"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tensors_that_share_a_storage_take_no_more_memory_than_their_numbers(form, tmp_path):
+    whole = torch.arange(2**18)  # 2 MiB
+    parts = {str(number): part for number, part in enumerate(whole.chunk(32))}
+    path = save(parts, tmp_path / "net.pt", form)
+    tracemalloc.start()
+    try:
+        found = read_state_dict(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert same(found, parts)
+    assert peak < 2 * 2**21
+    assert all(part.untyped_storage().nbytes() == 2**16 for part in found.values())
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import mmap
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ STATE_DICTS = ("ema", "model", "module", "state_dict")
 """Where a checkpoint keeps a network's tensors, if not at its top; the first that is there."""
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # how files begin that torch wrote before it wrote archives
+_HEAD = 30  # bytes before the name of a record in an archive; the last four say what follows
 _DTYPES = {
     "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
@@ -176,8 +178,9 @@ class _Archive:
     """A zip file, as torch writes since 1.6: a pickle, and one record for each storage."""
 
     def __init__(self, file: io.BufferedIOBase) -> None:
-        self._size = file.seek(0, io.SEEK_END)
+        self._content = memoryview(_mapped(file))
         self._zip = zipfile.ZipFile(file)
+        self._whole: set[str] = set()
         (self._pickle,) = (n for n in self._zip.namelist() if n.split("/")[-1] == "data.pkl")
         self._folder = self._pickle.removesuffix("data.pkl")
         order = f"{self._folder}byteorder"
@@ -185,22 +188,28 @@ class _Archive:
             raise ValueError("its bytes are in another order than little-endian")
         self.content, _ = _unpickled(io.BytesIO(self._record(self._pickle)))
 
-    def numbers(self, storage: StoredStorage) -> bytearray:
-        """All bytes of a storage; the archive's checksum is checked."""
+    def numbers(self, storage: StoredStorage) -> memoryview:
+        """All bytes of a storage, not copied; the archive's checksum is checked."""
         return self._record(f"{self._folder}data/{storage.key}")
 
-    def _record(self, name: str) -> bytearray:
+    def _record(self, name: str) -> memoryview:
         info = self._zip.getinfo(name)
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size > self._size:
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise ValueError("torch packs no records, but one is packed")  # nor can it swell
-        return bytearray(self._zip.read(info))
+        head = self._content[info.header_offset :][:_HEAD]
+        start = info.header_offset + _HEAD + sum(struct.unpack_from("<2H", head, _HEAD - 4))
+        record = self._content[start : start + info.file_size]
+        if name not in self._whole and zlib.crc32(record) != info.CRC:
+            raise ValueError("the CRC-32 of a record is another")
+        self._whole.add(name)
+        return record
 
 
 class _Stream:
     """One pickle after another, then the storages: as torch wrote before 1.6."""
 
     def __init__(self, file: io.BufferedIOBase) -> None:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        content = _mapped(file)
         if _unpickled(content)[0] != _MAGIC:
             raise ValueError("it is of another kind")
         for _ in ("version", "machine"):
@@ -221,11 +230,15 @@ class _Stream:
             self._places[key] = (start, length)
             content.seek(start + length)
 
-    def numbers(self, storage: StoredStorage) -> bytearray:
-        """All bytes of a storage."""
+    def numbers(self, storage: StoredStorage) -> memoryview:
+        """All bytes of a storage, not copied."""
         start, length = self._places[storage.key]
-        self._file.seek(start)
-        return bytearray(self._file.read(length))
+        return memoryview(self._file)[start : start + length]
+
+
+def _mapped(file: io.BufferedIOBase) -> mmap.mmap:
+    """The bytes of a file, of which those are read that are looked at."""
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _checked(storage: Any) -> StoredStorage:
@@ -252,8 +265,9 @@ def _read(tensor: StoredTensor, source: _Archive | _Stream) -> Tensor:
     numbers = source.numbers(storage)
     if len(numbers) != storage.size * storage.dtype.itemsize:
         raise ValueError("a storage is not as long as it is said to be")
-    flat = torch.frombuffer(numbers, dtype=storage.dtype)
-    return flat.as_strided(shape, stride, offset).contiguous()
+    size = storage.dtype.itemsize
+    own = bytearray(numbers[offset * size : (last + 1) * size])  # many may share one storage
+    return torch.frombuffer(own, dtype=storage.dtype).as_strided(shape, stride).contiguous()
 
 
 def _are_sizes(numbers: Any) -> bool:
