@@ -130,7 +130,7 @@ def test_shards_of_other_tokens_are_not_gone_on_with(tmp_path, change):
 
 def test_a_shard_of_other_pictures_of_the_set_is_not_taken_for_this_one(tmp_path):
     write_two(tmp_path)
-    with pytest.raises(UserError, match="goes on with equal tokens"):
+    with pytest.raises(UserError, match="pictures 0 to 3 of its split instead of 0 to 4"):
         TokenWriter(tmp_path, ABOUT, resume=True).has("train", 0, range(5))
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import warnings
@@ -211,9 +212,30 @@ def test_what_is_there_is_not_encoded_again(tokenizer, splits, tmp_path, monkeyp
 
 def test_finished_tokens_of_another_kind_are_not_taken_for_these(tokenizer, splits, tmp_path):
     extracted(tokenizer, splits, tmp_path)
-    with pytest.raises(UserError, match="goes on with equal tokens, but") as caught:
+    with pytest.raises(UserError, match="kind was 'flip' there and is 'center' now") as caught:
         extracted(tokenizer, splits, tmp_path, resume=True, kind="center")
     assert "\n" not in str(caught.value)
+
+
+def test_finished_tokens_whose_manifest_says_no_transform_yet_are_taken_for_these(
+    tokenizer, splits, tmp_path
+):
+    extracted(tokenizer, splits, tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["transform"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert extracted(tokenizer, splits, tmp_path, resume=True).transform == ""
+    with pytest.raises(UserError, match=r"grid was \[4, 4\] there and is \[3, 3\] now"):
+        extracted(tokenizer, splits, tmp_path, resume=True, view=View(size=12))
+
+
+def test_pictures_may_be_named_by_another_path_on_resuming(tokenizer, splits, tmp_path):
+    whole = extracted(tokenizer, splits, tmp_path, source="pictures")
+    assert extracted(tokenizer, splits, tmp_path, source="./pictures", resume=True) == whole
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "train-00001.safetensors").unlink()
+    extracted(tokenizer, splits, tmp_path, source="./pictures", resume=True)
+    assert len(open_tokens(tmp_path, "train")) == len(splits["train"])
 
 
 @pytest.mark.parametrize("workers", [1, 2])
