@@ -150,10 +150,11 @@ def tokenizer_of(folder: Path, manifest: TokenManifest, source: str = "") -> Tok
         return tokenizer
     above = folder.absolute().parent
     for place in (above, *sorted(path for path in above.iterdir() if path.is_dir())):
-        if not _is_tokenizer(place):
+        try:
+            tokenizer = Tokenizer.from_pretrained(place) if _is_tokenizer(place) else None
+        except UserError:  # a run that is not finished, or damaged: no matter of these tokens
             continue
-        tokenizer = Tokenizer.from_pretrained(place)
-        if tokenizer.digest == manifest.tokenizer_digest:
+        if tokenizer is not None and tokenizer.digest == manifest.tokenizer_digest:
             return tokenizer
     return None
 

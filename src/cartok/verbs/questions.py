@@ -59,7 +59,6 @@ def _inspect_pictures(data: str, sheet: Path, num: int) -> None:
 
 def _inspect_tokens(folder: Path, sheet: Path, num: int, source: str) -> None:
     from cartok.data.survey import check_sheet
-    from cartok.data.tokens import read_manifest
     from cartok.lab.evaluations import save_png
     from cartok.lab.token_survey import (
         describe_tokens,
@@ -69,9 +68,9 @@ def _inspect_tokens(folder: Path, sheet: Path, num: int, source: str) -> None:
     )
 
     check_sheet(sheet, num)
-    tokenizer = tokenizer_of(folder, read_manifest(folder), source)
     found = survey_tokens(folder)
     print(describe_tokens(found), flush=True)
+    tokenizer = tokenizer_of(folder, found.manifest, source)
     if tokenizer is None:
         print("no sheet: their tokenizer is not beside the tokens; name it by --tokenizer")
         return
