@@ -1,6 +1,7 @@
 """The guidance of a trained prior: what is tried, what is compared with what, what is said."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from cartok.core.errors import UserError
 from cartok.core.progress import Progress
 from cartok.data.pictures import Pictures
 from cartok.data.stores import PixelStore
+from cartok.data.views import View
 from cartok.lab import guidance as guidance_module
 from cartok.lab.guidance import SCAN_SEED, GuideConfig, run_guide
 from cartok.metrics.score import Score
@@ -151,6 +153,25 @@ def test_every_number_has_its_receipt(models, bench):
         assert receipt["generated_count"] == receipt["reference_count"] == 512
         assert {"network_sha256", "crop", "size", "precision"} <= {*receipt}
     assert found["scores"]["kd_effnet"]["receipt"]["generated"] == "7"
+
+
+def test_training_pictures_are_seen_as_the_tokenizer_was_trained_on_them(
+    models, bench, monkeypatch
+):
+    """Of pictures that were cut and not scaled: what is compared is cut too."""
+    views, all_images = [], guidance_module.all_images
+    trained = SimpleNamespace(data="1200", view=View(size=16, resize=False))
+    monkeypatch.setattr(guidance_module, "trained_with", lambda source: trained)
+    monkeypatch.setattr(
+        guidance_module,
+        "all_images",
+        lambda pictures, view, batch: views.append(view) or all_images(pictures, view, batch),
+    )
+    found = guided(models, data="").to_json()
+    assert views == [View(size=8, resize=False)] * 2
+    for entry in found["tried"]:
+        assert entry["receipt"]["crop"] == "central 8 px at the picture's own scale"
+        assert "reference: as in the data" in entry["receipt"]["class_shares"]
 
 
 @pytest.mark.parametrize(
