@@ -143,6 +143,24 @@ def test_what_is_unknown_is_refused_by_the_names_it_holds(tmp_path, capsys):
     assert "holds others (bert.a, ...)" in line
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("quantize.embedding.weight", torch.zeros(50, 8).long(), "is of torch.int64"),
+        ("quant_conv.bias", torch.full((8,), torch.nan), "holds NaN or infinity"),
+    ],
+)
+def test_weights_that_are_no_fractions_or_not_finite_are_refused(
+    files, tmp_path, capsys, name, value, said
+):
+    content = torch.load(files / "vq_ds16_c2i.pt", weights_only=True)
+    content["model"][name] = value
+    torch.save(content, tmp_path / "net.pt")
+    line = refusal(capsys, tmp_path / "net.pt", "--out", tmp_path / "out")
+    assert f"{name} {said}" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_holds_files_is_left_alone(files, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")

@@ -9,11 +9,14 @@ from torch import Tensor
 from cartok.core.errors import UserError
 from cartok.core.files import write_json
 from cartok.interop.codecs import tokenizer_of_llamagen, tokenizer_of_taming
+from cartok.interop.doubts import refuse_unusable
 from cartok.interop.pickles import read_state_dict
 from cartok.interop.priors import prior_of_llamagen
 from cartok.interop.published import advice_on, named_like
 from cartok.prior.model import Prior
 from cartok.tokenizer.model import Tokenizer
+
+_NOT_WEIGHTS = ("quantize.codebook_used", "freqs_cis")  # counts, and a function of the grid
 
 
 @dataclass(frozen=True)
@@ -52,17 +55,19 @@ def import_model(source: Path, out: Path, facts: Facts) -> Tokenizer | Prior:
 
 
 def _model(tensors: dict[str, Tensor], source: Path, facts: Facts) -> Tokenizer | Prior:
-    if "tok_embeddings.weight" in tensors and "cls_embedding.embedding_table.weight" in tensors:
+    is_prior = {"tok_embeddings.weight", "cls_embedding.embedding_table.weight"} <= set(tensors)
+    is_llamagen = "encoder.conv_blocks.0.res.0.conv1.weight" in tensors
+    is_taming = {"encoder.down.0.block.0.conv1.weight", "quantize.embedding.weight"} <= set(tensors)
+    if not (is_prior or is_llamagen or is_taming):
+        first = ", ".join(sorted(tensors)[:3])
+        raise UserError(
+            "what can be imported are tokenizers and class-conditional priors of LlamaGen, and "
+            f"VQGANs of taming-transformers, but {source} holds others ({first}, ...)"
+        )
+    refuse_unusable({name: value for name, value in tensors.items() if name not in _NOT_WEIGHTS})
+    if is_prior:
         return _prior(tensors, source, facts)
-    if "encoder.conv_blocks.0.res.0.conv1.weight" in tensors:
-        return tokenizer_of_llamagen(tensors)
-    if {"encoder.down.0.block.0.conv1.weight", "quantize.embedding.weight"} <= set(tensors):
-        return tokenizer_of_taming(tensors)
-    first = ", ".join(sorted(tensors)[:3])
-    raise UserError(
-        "what can be imported are tokenizers and class-conditional priors of LlamaGen, and VQGANs "
-        f"of taming-transformers, but {source} holds others ({first}, ...)"
-    )
+    return tokenizer_of_llamagen(tensors) if is_llamagen else tokenizer_of_taming(tensors)
 
 
 def _prior(tensors: dict[str, Tensor], source: Path, facts: Facts) -> Prior:
