@@ -10,12 +10,13 @@ from cartok.core.errors import UserError
 from cartok.core.files import write_json
 from cartok.interop.codecs import tokenizer_of_llamagen, tokenizer_of_taming
 from cartok.interop.doubts import refuse_unusable
-from cartok.interop.pickles import read_state_dict
+from cartok.interop.pickles import STATE_DICTS, read_state_dict
 from cartok.interop.priors import prior_of_llamagen
 from cartok.interop.published import advice_on, named_like
 from cartok.prior.model import Prior
 from cartok.tokenizer.model import Tokenizer
 
+_OF_PRIOR = {"tok_embeddings.weight", "cls_embedding.embedding_table.weight"}
 _NOT_WEIGHTS = ("quantize.codebook_used", "freqs_cis")  # counts, and a function of the grid
 
 
@@ -33,7 +34,8 @@ class Facts:
 
 
 def import_model(source: Path, out: Path, facts: Facts) -> Tokenizer | Prior:
-    """Writes a model folder with the weights of ``source``, and ``imported.json`` beside them.
+    """Writes a model folder with the weights of ``source``, and ``imported.json`` beside them,
+    which says of what file they are and under which key of it they were.
 
     What the file holds is told from the names and shapes of its tensors. A checkpoint in pickled
     form is read without running anything of it.
@@ -46,16 +48,28 @@ def import_model(source: Path, out: Path, facts: Facts) -> Tokenizer | Prior:
         raise UserError(f"there is no file {source}: {advice_on(source)}")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"--out must be new or empty, but {out} is not; name another")
-    model = _model(read_state_dict(source, skip=("loss.",)), source, facts)
+    state = read_state_dict(source, skip=("loss.",), order_of=_order_of)
+    model = _model(state.tensors, source, facts)
     model.save(out)
     with open(source, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    write_json(out / "imported.json", {"file": source.name, "sha256": sha256})
+    write_json(out / "imported.json", {"file": source.name, "sha256": sha256, "key": state.key})
     return model
 
 
+def _order_of(names: set[str]) -> tuple[str, ...]:
+    """Of several state dicts the one that the project's own scripts take.
+
+    LlamaGen samples with ``model`` of a prior's training checkpoint (sample_c2i.py), and
+    reconstructs with ``ema`` of a tokenizer's (reconstruction_vq_ddp.py).
+    """
+    if names >= _OF_PRIOR:
+        return ("model", "module", "state_dict", "ema")
+    return STATE_DICTS
+
+
 def _model(tensors: dict[str, Tensor], source: Path, facts: Facts) -> Tokenizer | Prior:
-    is_prior = {"tok_embeddings.weight", "cls_embedding.embedding_table.weight"} <= set(tensors)
+    is_prior = set(tensors) >= _OF_PRIOR
     is_llamagen = "encoder.conv_blocks.0.res.0.conv1.weight" in tensors
     is_taming = {"encoder.down.0.block.0.conv1.weight", "quantize.embedding.weight"} <= set(tensors)
     if not (is_prior or is_llamagen or is_taming):

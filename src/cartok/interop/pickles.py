@@ -25,7 +25,7 @@ from cartok.core.errors import UserError
 from cartok.interop.pickle_scan import check_pickle
 
 STATE_DICTS = ("ema", "model", "module", "state_dict")
-"""Where a checkpoint keeps a network's tensors, if not at its top; the first that is there."""
+"""Where a checkpoint keeps a network's tensors, if not at its top; the first there is taken."""
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # how files begin that torch wrote before it wrote archives
 _HEAD = 30  # bytes before the name of a record in an archive; the last four say what follows
@@ -37,7 +37,21 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def read_state_dict(path: Path, skip: tuple[str, ...] = ()) -> dict[str, Tensor]:
+Order = Callable[[set[str]], tuple[str, ...]]
+"""From the names of all tensors in a checkpoint to ``STATE_DICTS`` in the order they are wanted."""
+
+
+class StateDict(NamedTuple):
+    """The named tensors of a network."""
+
+    key: str
+    """Where in its checkpoint it was; empty, if at the top."""
+    tensors: dict[str, Tensor]
+
+
+def read_state_dict(
+    path: Path, skip: tuple[str, ...] = (), order_of: Order = lambda names: STATE_DICTS
+) -> StateDict:
     """The named tensors of a file that ``torch.save`` wrote, on the CPU.
 
     Those whose names begin with one of ``skip`` are not read.
@@ -49,12 +63,13 @@ def read_state_dict(path: Path, skip: tuple[str, ...] = ()) -> dict[str, Tensor]
         with open(path, "rb") as file:
             is_archive = file.read(4) == b"PK\x03\x04"
             source = _Archive(file) if is_archive else _Stream(file)
-            named = _named_tensors(source.content)
-            return {
+            key, named = _named_tensors(source.content, order_of)
+            tensors = {
                 name: _read(tensor, source)
                 for name, tensor in named.items()
                 if not name.startswith(skip)
             }
+            return StateDict(key, tensors)
     except Exception as error:  # a file of another kind, or made to harm, fails in any way
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(
@@ -157,18 +172,24 @@ def _unpickled(file: mmap.mmap | io.BytesIO) -> tuple[Any, dict[str, StoredStora
     return reader.load(), reader.storages
 
 
-def _named_tensors(content: Any) -> dict[str, StoredTensor]:
+def _named_tensors(content: Any, order_of: Order) -> tuple[str, dict[str, StoredTensor]]:
+    """The key of a state dict, empty for the top, and its tensors."""
     if not isinstance(content, dict):
         raise ValueError("it holds no named tensors")
-    for found in (*(content.get(key) for key in STATE_DICTS), content):
-        tensors = {
-            name: value
-            for name, value in (found.items() if isinstance(found, dict) else ())
-            if isinstance(name, str) and isinstance(value, StoredTensor)
-        }
-        if tensors:
-            return tensors
+    found = {key: _tensors_in(content.get(key)) for key in STATE_DICTS}
+    found[""] = _tensors_in(content)
+    for key in (*order_of({name for tensors in found.values() for name in tensors}), ""):
+        if found[key]:
+            return key, found[key]
     raise ValueError("it holds no named tensors")
+
+
+def _tensors_in(found: Any) -> dict[str, StoredTensor]:
+    return {
+        name: value
+        for name, value in (found.items() if isinstance(found, dict) else ())
+        if isinstance(name, str) and isinstance(value, StoredTensor)
+    }
 
 
 # ------------------------------------------------------------------ where the numbers are
