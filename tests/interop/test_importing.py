@@ -183,6 +183,20 @@ def test_of_several_state_dicts_that_is_taken_which_its_project_takes(files, tok
     assert torch.equal(once.head.weight, again.head.weight)
 
 
+def test_what_a_tokenizer_does_not_need_is_refused(files, tmp_path, capsys):
+    for option, value in (("--size", 256), ("--tokenizer", "mine"), ("--heads", 2)):
+        line = refusal(capsys, files / "vq_ds16_c2i.pt", "--out", tmp_path / "out", option, value)
+        assert "holds a tokenizer; leave them away" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_and_a_picture_are_called_what_they_are(tmp_path, capsys):
+    out = ["--out", tmp_path / "out"]
+    assert f"{tmp_path} is a folder" in refusal(capsys, tmp_path, *out)
+    Image.new("RGB", (8, 8)).save(tmp_path / "s.png")
+    assert "it is no checkpoint" in refusal(capsys, tmp_path / "s.png", *out)
+
+
 def test_a_folder_that_holds_files_is_left_alone(files, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")

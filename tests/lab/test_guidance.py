@@ -197,6 +197,7 @@ def test_what_cannot_be_guided_is_refused_before_anything_is_drawn(models, bench
         ({"guidances": (1.5, 1.5)}, "different"),
         ({"guidances": (0.0, 1.5)}, "above 0"),
         ({"guidance": 2.0}, "guidances names what is tried"),
+        ({"seed": 2**64 - 2**32}, "seed is below"),
         ({"num": 511}, "num is 512 or more"),
         ({"network_size": 64}, "96 or 224"),
         ({"temperature": -1.0}, "temperature is 0"),

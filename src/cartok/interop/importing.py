@@ -44,6 +44,8 @@ def import_model(source: Path, out: Path, facts: Facts) -> Tokenizer | Prior:
         UserError: the file is missing (says whose it is), holds nothing that is known, or is
             damaged; the folder is not empty; a prior comes without its tokenizer or its size.
     """
+    if source.is_dir():
+        raise UserError(f"what is imported is a file, but {source} is a folder; name a file in it")
     if not source.is_file():
         raise UserError(f"there is no file {source}: {advice_on(source)}")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
@@ -79,6 +81,11 @@ def _model(tensors: dict[str, Tensor], source: Path, facts: Facts) -> Tokenizer 
             f"VQGANs of taming-transformers, but {source} holds others ({first}, ...)"
         )
     refuse_unusable({name: value for name, value in tensors.items() if name not in _NOT_WEIGHTS})
+    if not is_prior and (facts.tokenizer or facts.size or facts.heads):
+        raise UserError(
+            "--tokenizer, --size and --heads are told of a prior, but "
+            f"{source} holds a tokenizer; leave them away"
+        )
     if is_prior:
         return _prior(tensors, source, facts)
     return tokenizer_of_llamagen(tensors) if is_llamagen else tokenizer_of_taming(tensors)

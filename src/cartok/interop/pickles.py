@@ -61,7 +61,10 @@ def read_state_dict(
     """
     try:
         with open(path, "rb") as file:
-            is_archive = file.read(4) == b"PK\x03\x04"
+            head = file.read(4)
+            if not head or head[:1] not in b"P\x80":
+                raise ValueError("it is no checkpoint")
+            is_archive = head == b"PK\x03\x04"
             source = _Archive(file) if is_archive else _Stream(file)
             key, named = _named_tensors(source.content, order_of)
             tensors = {
@@ -202,7 +205,10 @@ class _Archive:
         self._content = memoryview(_mapped(file))
         self._zip = zipfile.ZipFile(file)
         self._whole: set[str] = set()
-        (self._pickle,) = (n for n in self._zip.namelist() if n.split("/")[-1] == "data.pkl")
+        found = [n for n in self._zip.namelist() if n.split("/")[-1] == "data.pkl"]
+        if len(found) != 1:
+            raise ValueError(f"an archive of torch has one data.pkl, but this has {len(found)}")
+        (self._pickle,) = found
         self._folder = self._pickle.removesuffix("data.pkl")
         order = f"{self._folder}byteorder"
         if order in self._zip.namelist() and self._record(order) != b"little":

@@ -64,6 +64,8 @@ class GuideConfig(SamplingConfig):
             raise ValueError(
                 f"guidances are two or more, above 0 and different, but are {self.guidances}"
             )
+        if self.seed >= 2**64 - SCAN_SEED:
+            raise ValueError(f"seed is below 2^64 - 2^32, but is {self.seed}")
         if self.num < MIN_PICTURES:
             raise ValueError(f"num is {MIN_PICTURES} or more, but is {self.num}")
         if self.network_size not in (96, 224):

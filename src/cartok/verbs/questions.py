@@ -32,7 +32,7 @@ def inspect(arguments: list[str]) -> None:
         sheet: Annotated[Path, tyro.conf.arg(aliases=["--out"])] = Path("contact-sheet.png")
         """Where the sheet goes; a PNG that is there is replaced."""
         num: int = 64
-        """Pictures on it."""
+        """Pictures on it; of tokens, half of them sources where those can be read."""
         tokenizer: str = ""
         """Of tokens: the one that made them; looked for beside them, if nothing is given."""
 
