@@ -128,7 +128,7 @@ def _context(found: TokenSurvey) -> list[tuple[str, str]]:
         return [("neighbours", "unknown: 4 pictures or more are needed")]
     bits = found.context
     return [
-        ("neighbours", "bits a token costs on pictures that were not counted (upper bounds)"),
+        ("neighbours", "bits a token costs on pictures that were not counted (estimates)"),
         ("", f"alone {bits.alone:.3f}, given the one before it {bits.given_before:.3f}, "
              f"given the one above it {bits.given_above:.3f}"),
     ]  # fmt: skip
