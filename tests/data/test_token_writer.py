@@ -99,6 +99,15 @@ def test_a_shard_that_was_damaged_since_is_written_again(tmp_path):
     assert path.read_bytes() == (tmp_path / "whole" / FIRST).read_bytes()
 
 
+def test_a_shard_that_lost_a_picture_is_made_again(tmp_path):
+    writer = TokenWriter(tmp_path, ABOUT)
+    writer.write("train", 0, *tokens_of(3), (1,), pictures=range(4))
+    writer.write("train", 1, *tokens_of(4), pictures=range(4, 8))
+    writer = TokenWriter(tmp_path, ABOUT, resume=True)
+    assert not writer.has("train", 0, range(4))
+    assert writer.has("train", 1, range(4, 8))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -121,7 +130,7 @@ def test_shards_of_other_tokens_are_not_gone_on_with(tmp_path, change):
 
 def test_a_shard_of_other_pictures_of_the_set_is_not_taken_for_this_one(tmp_path):
     write_two(tmp_path)
-    with pytest.raises(UserError, match="goes on with equal tokens"):
+    with pytest.raises(UserError, match="pictures 0 to 3 of its split instead of 0 to 4"):
         TokenWriter(tmp_path, ABOUT, resume=True).has("train", 0, range(5))
 
 

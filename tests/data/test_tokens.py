@@ -13,6 +13,7 @@ from cartok.core.errors import UserError
 from cartok.data.token_writer import TokenWriter
 from cartok.data.tokens import (
     MANIFEST,
+    difference,
     open_tokens,
     read_manifest,
     token_batches,
@@ -143,6 +144,25 @@ def test_shards_without_a_stamp_are_read_as_before(folder):
     shards = open_tokens(folder, "train")
     assert torch.stack([shards[index] for index in range(20)]).equal(tokens)
     assert shards.pictures == []
+
+
+@pytest.mark.parametrize(
+    ("began", "now", "said"),
+    [
+        ({}, {}, ""),
+        ({"source": "pics"}, {"source": "./pics"}, ""),
+        ({"transform": ""}, {"transform": "cut"}, ""),
+        ({"transform": "cut"}, {"transform": ""}, ""),
+        ({"transform": "cut"}, {"transform": "fit"}, "transform was 'cut' there and is 'fit' now"),
+        ({}, {"precision": "bf16"}, "precision was 'fp32' there and is 'bf16' now"),
+        ({"grid": (2, 3)}, {"grid": (3, 3), "transform": "cut"}, "grid was [2, 3] there and is [3"),
+    ],
+)
+def test_what_parts_two_manifests_is_said_in_words(began, now, said):
+    one, other = (dataclasses.replace(ABOUT, **changed) for changed in (began, now))
+    found = difference(one, other)
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
 
 
 def test_a_missing_shard_is_refused(folder):

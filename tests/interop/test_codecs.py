@@ -138,6 +138,9 @@ def test_weights_of_half_precision_become_float32(originals, dtype):
         (lambda t: t.update({"encoder.more.weight": torch.zeros(1)}), "encoder.more.weight"),
         (lambda t: t.update({"quant_conv.bias": torch.zeros(9)}), "project_in.bias"),
         (lambda t: t.update({"encoder.conv_blocks.1.attn.0.q.bias": torch.zeros(64)}), "elsewhere"),
+        (lambda t: t.update({"quantize.embedding.weight": torch.zeros(9)}), "are of none"),
+        (lambda t: t.update({"encoder.conv_out.weight": torch.tensor(0.0)}), "are of none"),
+        (lambda t: t.update({"encoder.conv_in.weight": torch.zeros(0, 3)}), "are of none"),
     ],
 )  # fmt: skip
 def test_tensors_that_do_not_fit_are_refused_by_name(originals, change, line):

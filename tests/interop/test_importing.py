@@ -50,7 +50,10 @@ def test_from_a_published_file_to_pictures_and_tokens(files, tmp_path, capsys):
     assert main(["import", str(files / "vq_ds16_c2i.pt"), "--out", str(tokenizer)]) == 0
     digest = Tokenizer.from_pretrained(tokenizer).digest
     said = capsys.readouterr().out
-    assert said == f"tokenizer {digest} of 50 codes, one for 8x8 pixels: {tokenizer}\n"
+    assert said.splitlines() == [
+        f"taken: 'model' of {files / 'vq_ds16_c2i.pt'}",
+        f"tokenizer {digest} of 50 codes, one for 8x8 pixels: {tokenizer}",
+    ]
     arguments = ["--tokenizer", str(tokenizer), "--size", "16", "--heads", "2"]
     assert main(["import", str(files / "mine.pt"), "--out", str(prior), *arguments]) == 0
     assert f"a prior of 4 classes and 2x2 tokens of tokenizer {digest}" in capsys.readouterr().out
@@ -94,7 +97,8 @@ def test_a_vqgan_is_imported_from_its_lightning_checkpoint_alone(files, tmp_path
     assert not tokenizer.config.quantizer.normalise
     kept = json.loads((tmp_path / "vqgan" / "imported.json").read_text())
     assert kept == {
-        "file": "last.ckpt", "sha256": hashlib.sha256(source.read_bytes()).hexdigest()
+        "file": "last.ckpt", "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "key": "state_dict",
     }  # fmt: skip
 
 
@@ -141,6 +145,56 @@ def test_what_is_unknown_is_refused_by_the_names_it_holds(tmp_path, capsys):
     torch.save({"bert.a": torch.ones(1)}, tmp_path / "net.pt")
     line = refusal(capsys, tmp_path / "net.pt", "--out", tmp_path / "out")
     assert "holds others (bert.a, ...)" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("quantize.embedding.weight", torch.zeros(50, 8).long(), "is of torch.int64"),
+        ("quant_conv.bias", torch.full((8,), torch.nan), "holds NaN or infinity"),
+    ],
+)
+def test_weights_that_are_no_fractions_or_not_finite_are_refused(
+    files, tmp_path, capsys, name, value, said
+):
+    content = torch.load(files / "vq_ds16_c2i.pt", weights_only=True)
+    content["model"][name] = value
+    torch.save(content, tmp_path / "net.pt")
+    line = refusal(capsys, tmp_path / "net.pt", "--out", tmp_path / "out")
+    assert f"{name} {said}" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_of_several_state_dicts_that_is_taken_which_its_project_takes(files, tokenizer, tmp_path):
+    """Of a tokenizer's the running means; of a prior's the weights they are of."""
+    found = {}
+    for name, file, facts in (
+        ("codec", "vq_ds16_c2i.pt", Facts()),
+        ("prior", "c2i_B_256.pt", Facts(tokenizer=str(tokenizer), size=16, heads=2)),
+    ):
+        model = torch.load(files / file, weights_only=True)["model"]
+        means = {key: value + 1 for key, value in model.items()}
+        torch.save({"ema": means, "model": model}, tmp_path / file)
+        import_model(tmp_path / file, tmp_path / name, facts)
+        found[name] = json.loads((tmp_path / name / "imported.json").read_text())["key"]
+    assert found == {"codec": "ema", "prior": "model"}
+    once = import_model(files / "c2i_B_256.pt", tmp_path / "once", facts)
+    again = Prior.from_pretrained(tmp_path / "prior")
+    assert torch.equal(once.head.weight, again.head.weight)
+
+
+def test_what_a_tokenizer_does_not_need_is_refused(files, tmp_path, capsys):
+    for option, value in (("--size", 256), ("--tokenizer", "mine"), ("--heads", 2)):
+        line = refusal(capsys, files / "vq_ds16_c2i.pt", "--out", tmp_path / "out", option, value)
+        assert "holds a tokenizer; leave them away" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_and_a_picture_are_called_what_they_are(tmp_path, capsys):
+    out = ["--out", tmp_path / "out"]
+    assert f"{tmp_path} is a folder" in refusal(capsys, tmp_path, *out)
+    Image.new("RGB", (8, 8)).save(tmp_path / "s.png")
+    assert "it is no checkpoint" in refusal(capsys, tmp_path / "s.png", *out)
 
 
 def test_a_folder_that_holds_files_is_left_alone(files, tmp_path, capsys):

@@ -5,6 +5,7 @@ import os
 import pickle
 import struct
 import sys
+import tracemalloc
 import types
 import zipfile
 
@@ -15,7 +16,12 @@ from hypothesis import strategies as st
 
 from cartok.core.errors import UserError
 from cartok.interop import pickles
-from cartok.interop.pickles import read_state_dict
+from cartok.interop.pickle_scan import check_pickle
+
+
+def read_state_dict(path, **options):
+    return pickles.read_state_dict(path, **options).tensors
+
 
 FORMS = {"archive": True, "stream": False}
 
@@ -75,6 +81,22 @@ def test_running_means_go_before_the_weights_they_are_of(tmp_path):
 def test_names_to_skip_are_not_read(tmp_path):
     path = save({"net.a": torch.ones(1), "loss.b": torch.ones(9)}, tmp_path / "net.pt")
     assert list(read_state_dict(path, skip=("loss.",))) == ["net.a"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tensors_that_share_a_storage_take_no_more_memory_than_their_numbers(form, tmp_path):
+    whole = torch.arange(2**18)  # 2 MiB
+    parts = {str(number): part for number, part in enumerate(whole.chunk(32))}
+    path = save(parts, tmp_path / "net.pt", form)
+    tracemalloc.start()
+    try:
+        found = read_state_dict(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert same(found, parts)
+    assert peak < 2 * 2**21
+    assert all(part.untyped_storage().nbytes() == 2**16 for part in found.values())
 
 
 @pytest.fixture
@@ -213,6 +235,48 @@ def test_a_pickle_sets_nothing_on_what_it_is_given(target):
     assert getattr(made, "items", None) != "pwned"
     assert [dict(vars(k)) for k in (pickles.Inert, pickles._Named, pickles._Call)] == before
     assert not hasattr(pickles._KNOWN["torch._utils", "_rebuild_tensor_v2"], "items")
+
+
+# ------------------------------------------------------------------ what would never end
+
+STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\n%bX\x03\0\0\0cpuK\x01tQ"
+DEEP = b"N" + b"\x85" * 200_000
+DOUBLED = b"N" + b"2\x86" * 60
+CALLS = b"ctorch._utils\n_rebuild_tensor_v2\n(" * 30 + b"N" + b"222tR" * 30
+HARM = {
+    "a memo of 2**28 places": b"Nr\0\0\0\x10.",
+    "a memo in text": b"Np268435456\n.",
+    "a storage named by deep tuples": STORAGE % DEEP + b".",
+    "a storage named by doubled tuples": STORAGE % DOUBLED + b".",
+    "a key of deep tuples": b"}" + DEEP + b"Ns.",
+    "a key of doubled tuples": b"}" + DOUBLED + b"Ns.",
+    "a set of deep tuples": b"(" + DEEP + b"\x91.",
+    "a key of calls in calls": b"}" + CALLS + b"Ns.",
+    "a key again and again": b"}N" + b"2\x86" * 12 + b"q\x00Ns" + b"h\x00Ns" * 20_000 + b".",
+    "bytes that are not there": b"\x8e" + struct.pack("<Q", 1 << 40) + b".",
+    "a number of no bytes": b"\x8b" + struct.pack("<i", 2**31 - 1) + b".",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARM)
+def test_a_small_file_that_asks_for_gigabytes_or_for_ever_is_refused(name, tmp_path):
+    path = save({"weight": torch.ones(2)}, tmp_path / "net.pt")
+    rewritten(path, lambda n, old: HARM[name] if n.endswith("data.pkl") else old)
+    (tmp_path / "stream.pt").write_bytes(HARM[name])
+    for file in ("rewritten.pt", "stream.pt"):
+        with pytest.raises(UserError, match="none or is damaged") as caught:
+            read_state_dict(tmp_path / file)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_what_a_checkpoint_may_well_hold_is_not_taken_for_harm(protocol):
+    content = {(1, (2, "b")): [{"a": (3,)}] * 9, "many": list(range(500)), "set": {(1, 2), "c"},
+               "frozen": frozenset([1]), "numbers": tuple(range(300)), "raw": b"b" * 300,
+               }  # fmt: skip
+    file = io.BytesIO(pickle.dumps(content, protocol) + b"more")
+    check_pickle(file)
+    assert file.read() == b"more"
 
 
 # ------------------------------------------------------------------ what does not fit its storage

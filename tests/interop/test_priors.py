@@ -118,6 +118,9 @@ def test_it_samples_with_its_tokenizer_alone_and_comes_back_the_same(
          "as many keys as queries"),
         (lambda t: t.update({"layers.0.feed_forward.w1.weight": torch.zeros(85, 32)}), {},
          "8/3 of the width"),
+        (lambda t: t.update({"tok_embeddings.weight": torch.zeros(50)}), {}, "are of none"),
+        (lambda t: t.update({"layers.0.attention.wqkv.weight": torch.tensor(0.0)}), {},
+         "are of none|as many keys"),
     ],
 )  # fmt: skip
 def test_tensors_and_facts_that_do_not_fit_are_refused(originals, tokenizer, change, options, line):

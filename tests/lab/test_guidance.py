@@ -1,6 +1,7 @@
 """The guidance of a trained prior: what is tried, what is compared with what, what is said."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from cartok.core.errors import UserError
 from cartok.core.progress import Progress
 from cartok.data.pictures import Pictures
 from cartok.data.stores import PixelStore
+from cartok.data.views import View
 from cartok.lab import guidance as guidance_module
 from cartok.lab.guidance import SCAN_SEED, GuideConfig, run_guide
 from cartok.metrics.score import Score
@@ -153,6 +155,25 @@ def test_every_number_has_its_receipt(models, bench):
     assert found["scores"]["kd_effnet"]["receipt"]["generated"] == "7"
 
 
+def test_training_pictures_are_seen_as_the_tokenizer_was_trained_on_them(
+    models, bench, monkeypatch
+):
+    """Of pictures that were cut and not scaled: what is compared is cut too."""
+    views, all_images = [], guidance_module.all_images
+    trained = SimpleNamespace(data="1200", view=View(size=16, resize=False))
+    monkeypatch.setattr(guidance_module, "trained_with", lambda source: trained)
+    monkeypatch.setattr(
+        guidance_module,
+        "all_images",
+        lambda pictures, view, batch: views.append(view) or all_images(pictures, view, batch),
+    )
+    found = guided(models, data="").to_json()
+    assert views == [View(size=8, resize=False)] * 2
+    for entry in found["tried"]:
+        assert entry["receipt"]["crop"] == "central 8 px at the picture's own scale"
+        assert "reference: as in the data" in entry["receipt"]["class_shares"]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -176,6 +197,7 @@ def test_what_cannot_be_guided_is_refused_before_anything_is_drawn(models, bench
         ({"guidances": (1.5, 1.5)}, "different"),
         ({"guidances": (0.0, 1.5)}, "above 0"),
         ({"guidance": 2.0}, "guidances names what is tried"),
+        ({"seed": 2**64 - 2**32}, "seed is below"),
         ({"num": 511}, "num is 512 or more"),
         ({"network_size": 64}, "96 or 224"),
         ({"temperature": -1.0}, "temperature is 0"),

@@ -179,6 +179,20 @@ def test_tokens_are_decoded_by_the_tokenizer_that_made_them_alone(made, tmp_path
         assert sheet.mode == "RGB"
 
 
+@pytest.mark.parametrize("content", ['{"kind": "tokenizer", "config": {}, "digest": "0"}', "{"])
+def test_a_run_beside_them_that_is_not_finished_does_not_hide_what_tokens_hold(
+    made, tmp_path, monkeypatch, capsys, content
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made / "tokens", tmp_path / "tokens")
+    shutil.copytree(made / "tokenizer", tmp_path / "tokenizer")
+    (tmp_path / "a-run").mkdir()
+    (tmp_path / "a-run/config.json").write_text(content)
+    assert main(["inspect", "tokens", "--num", "4"]) == 0
+    assert "codes used" in capsys.readouterr().out
+    assert (tmp_path / "contact-sheet.png").exists()
+
+
 def test_tokens_without_their_tokenizer_are_described_without_a_sheet(made, tmp_path, capsys):
     shutil.copytree(made / "tokens", tmp_path / "alone" / "tokens")
     make_tokenizer(seed=1).save(tmp_path / "alone" / "other")

@@ -84,6 +84,16 @@ def test_of_few_pictures_the_least_varied_come_nearest_unless_the_bias_is_taken_
     assert abs(extrapolated_frechet(a, b)) < frechet_distance(a, b) / 3
 
 
+def test_rows_sorted_by_class_have_no_other_distance_than_shuffled_ones():
+    """400 of 1,000 classes lie apart, one picture of each class, the reference alike."""
+    shift = (torch.arange(1000) < 400)[:, None] * 4.0
+    a, b = normal(1000, 32, 0) + shift, normal(9000, 32, 1) + shift.repeat(9, 1)
+    found = extrapolated_frechet(a, b)
+    assert abs(found) < frechet_distance(a, b)
+    shuffled = a[torch.randperm(1000, generator=torch.Generator().manual_seed(5))]
+    assert found == pytest.approx(extrapolated_frechet(shuffled, b), abs=0.5)
+
+
 def test_the_order_of_pictures_does_not_count():
     a, b = normal(600, 80, 0), normal(600, 80, 1)
     shuffled = a[torch.randperm(600, generator=torch.Generator().manual_seed(0))]

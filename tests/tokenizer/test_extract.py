@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import warnings
@@ -211,9 +212,30 @@ def test_what_is_there_is_not_encoded_again(tokenizer, splits, tmp_path, monkeyp
 
 def test_finished_tokens_of_another_kind_are_not_taken_for_these(tokenizer, splits, tmp_path):
     extracted(tokenizer, splits, tmp_path)
-    with pytest.raises(UserError, match="goes on with equal tokens, but") as caught:
+    with pytest.raises(UserError, match="kind was 'flip' there and is 'center' now") as caught:
         extracted(tokenizer, splits, tmp_path, resume=True, kind="center")
     assert "\n" not in str(caught.value)
+
+
+def test_finished_tokens_whose_manifest_says_no_transform_yet_are_taken_for_these(
+    tokenizer, splits, tmp_path
+):
+    extracted(tokenizer, splits, tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["transform"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert extracted(tokenizer, splits, tmp_path, resume=True).transform == ""
+    with pytest.raises(UserError, match=r"grid was \[4, 4\] there and is \[3, 3\] now"):
+        extracted(tokenizer, splits, tmp_path, resume=True, view=View(size=12))
+
+
+def test_pictures_may_be_named_by_another_path_on_resuming(tokenizer, splits, tmp_path):
+    whole = extracted(tokenizer, splits, tmp_path, source="pictures")
+    assert extracted(tokenizer, splits, tmp_path, source="./pictures", resume=True) == whole
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "train-00001.safetensors").unlink()
+    extracted(tokenizer, splits, tmp_path, source="./pictures", resume=True)
+    assert len(open_tokens(tmp_path, "train")) == len(splits["train"])
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -264,6 +286,41 @@ def test_broken_pictures_that_workers_find_are_named_and_left_out(tokenizer, two
         shards = open_tokens(tmp_path / str(workers), "train")
         assert shards.pictures == [index for index in range(120) if index != 59]
     assert bytes_of(tmp_path / "0") == bytes_of(tmp_path / "1")
+
+
+def reopened(splits):
+    """The same pictures, as another process finds them."""
+    return {name: part.subset(np.arange(len(part))) for name, part in splits.items()}
+
+
+def test_what_an_earlier_try_could_not_read_counts_and_is_named_on_resuming(
+    tokenizer, two_splits, tmp_path
+):
+    two_splits.spoil(5)
+    extracted(tokenizer, reopened(two_splits.opened), tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "train-00002.safetensors").unlink()
+    again = reopened(two_splits.opened)
+    extracted(tokenizer, again, tmp_path, resume=True)
+    assert [fault.name for fault in again["train"].broken] == ["train/dark/05.png"]
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "train-00002.safetensors").unlink()
+    two_splits.spoil(40)  # in the third shard: 2 of 120 are more than 1 %
+    with pytest.raises(UserError, match="at most 1 %"):
+        extracted(tokenizer, reopened(two_splits.opened), tmp_path, resume=True)
+
+
+def test_a_picture_that_can_be_read_by_now_gets_its_tokens_on_resuming(
+    tokenizer, two_splits, tmp_path
+):
+    path = two_splits.opened["train"].store.root / "train/dark/05.png"
+    content = path.read_bytes()
+    two_splits.spoil(5)
+    extracted(tokenizer, reopened(two_splits.opened), tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    path.write_bytes(content)
+    extracted(tokenizer, reopened(two_splits.opened), tmp_path, resume=True)
+    assert open_tokens(tmp_path, "train").num == 120
 
 
 def test_progress_is_told_of_every_batch(tokenizer, splits, tmp_path):

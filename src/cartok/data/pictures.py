@@ -47,7 +47,8 @@ class Pictures:
     ``rows`` are rows of the store; everything else is by index, 0 to ``len - 1``. ``classes`` is
     empty and ``labels`` zero when the collection has no classes. ``sizes`` are width and height
     in pixels; ``stored_modes`` are the modes before conversion to RGB. ``skipped`` names what was
-    left out when opening. ``digest`` names the content.
+    left out when opening. ``digest`` names the content: labels and what
+    ``Store.signature_of`` says, which of files in a folder is their name and size.
     """
 
     store: Store

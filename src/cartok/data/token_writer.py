@@ -56,7 +56,9 @@ class TokenWriter:
     def has(self, split: Split, number: int, pictures: range) -> bool:
         """Whether an earlier try has written this shard, of these pictures; it is then kept.
 
-        One that is damaged counts as missing.
+        One that is damaged counts as missing, and so does one without all its pictures: they may be
+        read by now, and those that cannot be must be counted and named again. Pictures that are
+        files count as equal by name and size.
 
         Raises:
             UserError: it was made by another tokenizer, or of other pictures, views or sizes.
@@ -70,13 +72,20 @@ class TokenWriter:
             return False
         if stamp is None or stamp.content != content_of(tokens, labels):
             return False
-        if (stamp.made_from, stamp.first, stamp.stop) != (
-            self._made_from, pictures.start, pictures.stop
-        ):  # fmt: skip
+        if stamp.made_from != self._made_from:
             raise UserError(
-                f"--resume goes on with equal tokens, but {path} was made by another tokenizer, or "
-                "of other pictures, views or sizes; give --overwrite to start again"
+                f"--resume goes on with equal tokens, but {path} was made by another tokenizer, in "
+                "another precision, or of other pictures, classes, views or sizes; "
+                "give --overwrite to start again"
             )
+        if range(stamp.first, stamp.stop) != pictures:
+            raise UserError(
+                f"--resume goes on with equal tokens, but {path} holds pictures {stamp.first} to "
+                f"{stamp.stop - 1} of its split instead of {pictures.start} to "
+                f"{pictures.stop - 1}; give --overwrite to start again"
+            )
+        if stamp.lost:
+            return False
         self._shards[split, number] = _entry(path, split, len(labels))
         return True
 

@@ -19,9 +19,10 @@ from jaxtyping import Int, Integer
 from torch import Tensor
 
 from cartok.core.ahead import sent
-from cartok.core.config import ConfigError, config, config_of, digest_of
+from cartok.core.config import ConfigError, config, config_of, dict_of, digest_of
 from cartok.core.errors import UserError
 from cartok.core.precision import Precision
+from cartok.core.run import first_difference
 from cartok.core.shapes import Labels, TokenSequence
 from cartok.data.order import Order, choice_at
 from cartok.data.shard import Shard, ShardStamp, bad_shard, read_shard, sha256_of, within
@@ -194,17 +195,28 @@ def token_batches(
         )
 
 
-def is_made_alike(a: TokenManifest, b: TokenManifest) -> bool:
-    """Whether two are of equal tokenizer, pictures, views and precision, whatever their shards."""
-    return dataclasses.replace(a, shards=()) == dataclasses.replace(b, shards=())
+def difference(began: TokenManifest, now: TokenManifest) -> str:
+    """Where two part that were to be of equal tokens, in words; nothing, if they may be.
+
+    A manifest from before transforms were said is held against none. Where pictures lay does not
+    count, since their digests say which they are; nor does how tokens are cut into shards.
+    """
+    old, new = (_made_of(dict_of(manifest)) for manifest in (began, now))
+    if not (began.transform and now.transform):
+        old["transform"] = new["transform"]
+    return "" if old == new else first_difference(old, new)
 
 
 def made_from(manifest: dict[str, Any]) -> str:
-    """Sixteen hex digits that name what tokens were made of and how: all but their shards.
+    """Sixteen hex digits that name what tokens were made of and how, wherever it lay.
 
     Of the manifest as it stands in its file, so that a field added later changes no name.
     """
-    return digest_of({key: value for key, value in manifest.items() if key != "shards"})
+    return digest_of(_made_of(manifest))
+
+
+def _made_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in manifest.items() if key not in ("shards", "source")}
 
 
 def _read_manifest(folder: Path) -> tuple[TokenManifest, str]:

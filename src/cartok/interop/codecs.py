@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from cartok.core.checkpoint import put_tensors
 from cartok.core.errors import UserError
+from cartok.interop.doubts import told_by_shapes
 from cartok.tokenizer.codec import CodecConfig
 from cartok.tokenizer.model import Tokenizer, TokenizerConfig
 from cartok.tokenizer.quantize.vq import VQConfig
@@ -63,15 +64,11 @@ def tokenizer_of_taming(tensors: dict[str, Tensor]) -> Tokenizer:
 
 def _tokenizer(tensors: dict[str, Tensor], *, on_sphere: bool) -> Tokenizer:
     """From tensors that are named as LlamaGen names them."""
-    try:
+    with told_by_shapes("tokenizer"):
         config = _config_of(
             {name: tuple(value.shape) for name, value in tensors.items()}, on_sphere
         )
         ours = _codec(tensors)
-    except KeyError as error:
-        raise UserError(
-            f"a tokenizer needs a tensor named {error}, but the file has none"
-        ) from None
     book = ours.pop(_BOOK)
     ours["quantizer.table"] = F.normalize(book, dim=1) if on_sphere else book
     ours["quantizer.idle"] = torch.zeros(len(book))

@@ -9,9 +9,11 @@ does not know, as Lightning's checkpoints do; and it reads everything in it.
 
 import io
 import math
+import mmap
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +22,13 @@ import torch
 from torch import Tensor
 
 from cartok.core.errors import UserError
+from cartok.interop.pickle_scan import check_pickle
 
 STATE_DICTS = ("ema", "model", "module", "state_dict")
-"""Where a checkpoint keeps a network's tensors, if not at its top; the first that is there."""
+"""Where a checkpoint keeps a network's tensors, if not at its top; the first there is taken."""
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # how files begin that torch wrote before it wrote archives
+_HEAD = 30  # bytes before the name of a record in an archive; the last four say what follows
 _DTYPES = {
     "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
@@ -33,7 +37,21 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def read_state_dict(path: Path, skip: tuple[str, ...] = ()) -> dict[str, Tensor]:
+Order = Callable[[set[str]], tuple[str, ...]]
+"""From the names of all tensors in a checkpoint to ``STATE_DICTS`` in the order they are wanted."""
+
+
+class StateDict(NamedTuple):
+    """The named tensors of a network."""
+
+    key: str
+    """Where in its checkpoint it was; empty, if at the top."""
+    tensors: dict[str, Tensor]
+
+
+def read_state_dict(
+    path: Path, skip: tuple[str, ...] = (), order_of: Order = lambda names: STATE_DICTS
+) -> StateDict:
     """The named tensors of a file that ``torch.save`` wrote, on the CPU.
 
     Those whose names begin with one of ``skip`` are not read.
@@ -43,14 +61,18 @@ def read_state_dict(path: Path, skip: tuple[str, ...] = ()) -> dict[str, Tensor]
     """
     try:
         with open(path, "rb") as file:
-            is_archive = file.read(4) == b"PK\x03\x04"
+            head = file.read(4)
+            if not head or head[:1] not in b"P\x80":
+                raise ValueError("it is no checkpoint")
+            is_archive = head == b"PK\x03\x04"
             source = _Archive(file) if is_archive else _Stream(file)
-            named = _named_tensors(source.content)
-            return {
+            key, named = _named_tensors(source.content, order_of)
+            tensors = {
                 name: _read(tensor, source)
                 for name, tensor in named.items()
                 if not name.startswith(skip)
             }
+            return StateDict(key, tensors)
     except Exception as error:  # a file of another kind, or made to harm, fails in any way
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(
@@ -124,13 +146,18 @@ class _Reader(pickle.Unpickler):
 
     def __init__(self, file: io.BufferedIOBase) -> None:
         super().__init__(file)
-        self.storages: dict[Any, StoredStorage] = {}
+        self.storages: dict[str, StoredStorage] = {}
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         return _KNOWN.get((module_name, global_name), Inert)
 
     def persistent_load(self, pid: Any, /) -> StoredStorage:
-        kind, dtype, key, _, size, *view = pid
+        # Exact types first: comparing or hashing anything else may run long, or never end.
+        if type(pid) is not tuple or len(pid) not in (5, 6):
+            raise ValueError("a storage is named by five or six things")
+        kind, dtype, key, place, size, *view = pid
+        if not type(kind) is type(key) is type(place) is str or not _is_size(size):
+            raise ValueError("a storage has a name, a place and a size")
         if kind != "storage" or any(part is not None for part in view):
             raise ValueError("a tensor's numbers lie in no storage of their own")
         storage = StoredStorage(key, dtype, size)
@@ -138,18 +165,34 @@ class _Reader(pickle.Unpickler):
         return storage
 
 
-def _named_tensors(content: Any) -> dict[str, StoredTensor]:
+def _unpickled(file: mmap.mmap | io.BytesIO) -> tuple[Any, dict[str, StoredStorage]]:
+    """What the next pickle of a file builds, and the storages that it names."""
+    start = file.tell()
+    check_pickle(file)
+    stop = file.tell()
+    file.seek(start)
+    reader = _Reader(io.BytesIO(file.read(stop - start)))
+    return reader.load(), reader.storages
+
+
+def _named_tensors(content: Any, order_of: Order) -> tuple[str, dict[str, StoredTensor]]:
+    """The key of a state dict, empty for the top, and its tensors."""
     if not isinstance(content, dict):
         raise ValueError("it holds no named tensors")
-    for found in (*(content.get(key) for key in STATE_DICTS), content):
-        tensors = {
-            name: value
-            for name, value in (found.items() if isinstance(found, dict) else ())
-            if isinstance(name, str) and isinstance(value, StoredTensor)
-        }
-        if tensors:
-            return tensors
+    found = {key: _tensors_in(content.get(key)) for key in STATE_DICTS}
+    found[""] = _tensors_in(content)
+    for key in (*order_of({name for tensors in found.values() for name in tensors}), ""):
+        if found[key]:
+            return key, found[key]
     raise ValueError("it holds no named tensors")
+
+
+def _tensors_in(found: Any) -> dict[str, StoredTensor]:
+    return {
+        name: value
+        for name, value in (found.items() if isinstance(found, dict) else ())
+        if isinstance(name, str) and isinstance(value, StoredTensor)
+    }
 
 
 # ------------------------------------------------------------------ where the numbers are
@@ -159,56 +202,70 @@ class _Archive:
     """A zip file, as torch writes since 1.6: a pickle, and one record for each storage."""
 
     def __init__(self, file: io.BufferedIOBase) -> None:
-        self._size = file.seek(0, io.SEEK_END)
+        self._content = memoryview(_mapped(file))
         self._zip = zipfile.ZipFile(file)
-        (self._pickle,) = (n for n in self._zip.namelist() if n.split("/")[-1] == "data.pkl")
+        self._whole: set[str] = set()
+        found = [n for n in self._zip.namelist() if n.split("/")[-1] == "data.pkl"]
+        if len(found) != 1:
+            raise ValueError(f"an archive of torch has one data.pkl, but this has {len(found)}")
+        (self._pickle,) = found
         self._folder = self._pickle.removesuffix("data.pkl")
         order = f"{self._folder}byteorder"
         if order in self._zip.namelist() and self._record(order) != b"little":
             raise ValueError("its bytes are in another order than little-endian")
-        self.content = _Reader(io.BytesIO(self._record(self._pickle))).load()
+        self.content, _ = _unpickled(io.BytesIO(self._record(self._pickle)))
 
-    def numbers(self, storage: StoredStorage) -> bytearray:
-        """All bytes of a storage; the archive's checksum is checked."""
+    def numbers(self, storage: StoredStorage) -> memoryview:
+        """All bytes of a storage, not copied; the archive's checksum is checked."""
         return self._record(f"{self._folder}data/{storage.key}")
 
-    def _record(self, name: str) -> bytearray:
+    def _record(self, name: str) -> memoryview:
         info = self._zip.getinfo(name)
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size > self._size:
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise ValueError("torch packs no records, but one is packed")  # nor can it swell
-        return bytearray(self._zip.read(info))
+        head = self._content[info.header_offset :][:_HEAD]
+        start = info.header_offset + _HEAD + sum(struct.unpack_from("<2H", head, _HEAD - 4))
+        record = self._content[start : start + info.file_size]
+        if name not in self._whole and zlib.crc32(record) != info.CRC:
+            raise ValueError("the CRC-32 of a record is another")
+        self._whole.add(name)
+        return record
 
 
 class _Stream:
     """One pickle after another, then the storages: as torch wrote before 1.6."""
 
     def __init__(self, file: io.BufferedIOBase) -> None:
-        end = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        if _Reader(file).load() != _MAGIC:
+        content = _mapped(file)
+        if _unpickled(content)[0] != _MAGIC:
             raise ValueError("it is of another kind")
         for _ in ("version", "machine"):
-            _Reader(file).load()
-        reader = _Reader(file)
-        self.content = reader.load()
-        keys = _Reader(file).load()
-        self._file = file
-        self._places: dict[Any, tuple[int, int]] = {}
+            _unpickled(content)
+        self.content, storages = _unpickled(content)
+        keys, _ = _unpickled(content)
+        self._file = content
+        self._places: dict[str, tuple[int, int]] = {}
         for key in keys:
-            storage = _checked(reader.storages[key])
-            (size,) = struct.unpack("<q", file.read(8))
+            if type(key) is not str:
+                raise ValueError("a storage has a name")
+            storage = _checked(storages[key])
+            (size,) = struct.unpack("<q", content.read(8))
             length = storage.size * storage.dtype.itemsize
-            start = file.tell()
-            if size != storage.size or start + length > end:
+            start = content.tell()
+            if size != storage.size or start + length > len(content):
                 raise ValueError("a storage is cut off")
             self._places[key] = (start, length)
-            file.seek(start + length)
+            content.seek(start + length)
 
-    def numbers(self, storage: StoredStorage) -> bytearray:
-        """All bytes of a storage."""
+    def numbers(self, storage: StoredStorage) -> memoryview:
+        """All bytes of a storage, not copied."""
         start, length = self._places[storage.key]
-        self._file.seek(start)
-        return bytearray(self._file.read(length))
+        return memoryview(self._file)[start : start + length]
+
+
+def _mapped(file: io.BufferedIOBase) -> mmap.mmap:
+    """The bytes of a file, of which those are read that are looked at."""
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _checked(storage: Any) -> StoredStorage:
@@ -235,8 +292,9 @@ def _read(tensor: StoredTensor, source: _Archive | _Stream) -> Tensor:
     numbers = source.numbers(storage)
     if len(numbers) != storage.size * storage.dtype.itemsize:
         raise ValueError("a storage is not as long as it is said to be")
-    flat = torch.frombuffer(numbers, dtype=storage.dtype)
-    return flat.as_strided(shape, stride, offset).contiguous()
+    size = storage.dtype.itemsize
+    own = bytearray(numbers[offset * size : (last + 1) * size])  # many may share one storage
+    return torch.frombuffer(own, dtype=storage.dtype).as_strided(shape, stride).contiguous()
 
 
 def _are_sizes(numbers: Any) -> bool:
@@ -244,4 +302,4 @@ def _are_sizes(numbers: Any) -> bool:
 
 
 def _is_size(number: Any) -> bool:
-    return type(number) is int and number >= 0
+    return type(number) is int and 0 <= number < 1 << 63

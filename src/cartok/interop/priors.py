@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cartok.core.checkpoint import put_tensors
 from cartok.core.errors import UserError
+from cartok.interop.doubts import told_by_shapes
 from cartok.layers import TransformerConfig
 from cartok.prior.model import Prior, PriorConfig, rotation_of
 from cartok.tokenizer.model import Tokenizer
@@ -46,11 +47,10 @@ def prior_of_llamagen(
     Raises:
         UserError: a tensor is missing, left over or of another shape; the tokenizer is another.
     """
-    try:
-        config = _config_of(tensors, tokenizer, size, heads)
-        ours = _ours(tensors, config.transformer)
-    except KeyError as error:
-        raise UserError(f"a prior needs a tensor named {error}, but the file has none") from None
+    kept = {name: value for name, value in tensors.items() if name != "freqs_cis"}  # of the grid
+    with told_by_shapes("prior"):
+        config = _config_of(kept, tokenizer, size, heads)
+        ours = _ours(kept, config.transformer)
     classes = [str(label) for label in range(config.num_classes)]
     with torch.device("meta"):  # draws no billions of numbers that are thrown away at once
         prior = Prior(config, tokenizer_digest=tokenizer.digest, classes=classes)
@@ -111,7 +111,7 @@ def _ours(tensors: dict[str, Tensor], config: TransformerConfig) -> dict[str, Te
         elif inside == "feed_forward.w1.weight":
             up = tensors[name.replace(".w1.", ".w3.")]
             ours[f"{block}feed.gate_up.weight"] = torch.cat([value, up]).float()
-        elif inside != "feed_forward.w3.weight" and name != "freqs_cis":  # a function of the grid
+        elif inside != "feed_forward.w3.weight":
             ours[block + (_IN_BLOCK if layer else _ENDS).get(inside, inside)] = value.float()
     return ours
 

@@ -5,7 +5,7 @@ nearest wins, and is scored once more, on samples and on training pictures that 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from cartok.core.shapes import Pixels, pixels_of
 from cartok.data.batches import all_images
 from cartok.data.images import open_pictures
 from cartok.data.pictures import Pictures
-from cartok.data.views import View
+from cartok.data.views import View, transform_of
 from cartok.lab.evaluations import BATCH, spread
 from cartok.lab.extraction import trained_with
 from cartok.lab.stages import DATA_KINDS
@@ -35,7 +35,9 @@ from cartok.tokenizer.model import Tokenizer
 SCAN_SEED = 2**32
 """Added to the seed of samples by which a guidance is chosen: they are never scored again."""
 
-CROP = "central square of the short side, resized"
+SHARES = "generated: every class alike; reference: as in the data"
+"""Of classes: where a set has them unevenly, that adds to every guidance's distance."""
+
 _OPTIONS = {field.name for field in fields(SamplingConfig)} - {"guidance", "seed", "first_index"}
 
 
@@ -62,6 +64,8 @@ class GuideConfig(SamplingConfig):
             raise ValueError(
                 f"guidances are two or more, above 0 and different, but are {self.guidances}"
             )
+        if self.seed >= 2**64 - SCAN_SEED:
+            raise ValueError(f"seed is below 2^64 - 2^32, but is {self.seed}")
         if self.num < MIN_PICTURES:
             raise ValueError(f"num is {MIN_PICTURES} or more, but is {self.num}")
         if self.network_size not in (96, 224):
@@ -120,6 +124,7 @@ def scan(
             "generated_count": samples.count,
             "picture_size": list(reference.picture_size),
             "crop": reference.crop,
+            "class_shares": SHARES,
             "size": reference.size,
             "precision": reference.precision,
             "network": reference.network,
@@ -158,11 +163,12 @@ def run_guide(
     data = data or (trained.data if trained else "")
     if not data:
         raise UserError(f"{tokenizer_source} does not say its pictures; give --data {DATA_KINDS}")
-    view = _view_of(prior, tokenizer)
+    view = _view_of(prior, tokenizer, trained.view if trained else View(size=1))
+    crop = transform_of(view, "center")
     parts = _two_parts(open_pictures(data, "train", size=view.size), config.num)
 
     def featurised(batches: Iterator[Pixels]) -> Featurised:
-        return featurise(batches, size=config.network_size, crop=CROP, device=world.device)
+        return featurise(batches, size=config.network_size, crop=crop, device=world.device)
 
     def samples_at(guidance: float, seed: int) -> Featurised:
         name = f"guidance {guidance:g}" + ("" if seed == config.seed else ", tried")
@@ -183,7 +189,7 @@ def run_guide(
     )
     about = {
         "prior": str(prior_source), "tokenizer_digest": tokenizer.digest, "data": data,
-        "config": dict_of(config),
+        "class_shares": SHARES, "config": dict_of(config),
     }  # fmt: skip
     return Guided(tried, chosen, scores, about)
 
@@ -204,7 +210,8 @@ def _drawn(
             tick(start + len(some), "")
 
 
-def _view_of(prior: Prior, tokenizer: Tokenizer) -> View:
+def _view_of(prior: Prior, tokenizer: Tokenizer, trained: View) -> View:
+    """Pictures as the tokenizer was trained on them, as large as the prior's samples."""
     rows, cols = prior.config.grid
     size = rows * tokenizer.factor
     if tokenizer.grid_of(size, size) != (rows, cols):
@@ -212,7 +219,7 @@ def _view_of(prior: Prior, tokenizer: Tokenizer) -> View:
             f"samples are compared with square pictures, but this prior draws {rows} rows of "
             f"{cols} tokens"
         )
-    return View(size=size)
+    return replace(trained, size=size)
 
 
 def _two_parts(train: Pictures, num: int) -> tuple[Pictures, Pictures]:

@@ -1,6 +1,6 @@
 """One function a verb: opens what is needed, runs one stage in one folder, closes the record."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,10 +10,10 @@ from cartok.core.files import read_json, write_json
 from cartok.core.loop import Outcome
 from cartok.core.parallel import World
 from cartok.core.progress import Progress
-from cartok.core.run import Run, first_difference, refuse_occupied
+from cartok.core.run import Run, refuse_occupied
 from cartok.data.images import open_splits
 from cartok.data.pictures import Pictures
-from cartok.data.tokens import TokenManifest, is_made_alike, open_tokens
+from cartok.data.tokens import TokenManifest, difference, open_tokens
 from cartok.lab.diagnosis import diagnose
 from cartok.lab.evaluations import STRETCHES, prior_evaluations, tokenizer_evaluations
 from cartok.prior.train import PriorJob, PriorRun, nats_per_position, train_prior
@@ -172,12 +172,10 @@ def _refuse_other_tokens(run: Run, manifest: TokenManifest) -> None:
     """Keeps what tokens a prior begins with; refuses to go on with others."""
     if run.tokens.exists():
         began = config_of(TokenManifest, read_json(run.tokens, "a token manifest"))
-        if not is_made_alike(began, manifest):
-            before, now = (dict_of(replace(one, shards=())) for one in (began, manifest))
+        if parted := difference(began, manifest):
             raise UserError(
-                "a prior goes on with the tokens it began with, but in their manifest "
-                f"{first_difference(before, now)}; extract them as they were, or start again "
-                "with --overwrite"
+                f"a prior goes on with the tokens it began with, but in their manifest {parted}; "
+                "extract them as they were, or start again with --overwrite"
             )
     elif run.world.is_main:
         write_json(run.tokens, dict_of(manifest))

@@ -128,7 +128,7 @@ def _context(found: TokenSurvey) -> list[tuple[str, str]]:
         return [("neighbours", "unknown: 4 pictures or more are needed")]
     bits = found.context
     return [
-        ("neighbours", "bits a token costs on pictures that were not counted (upper bounds)"),
+        ("neighbours", "bits a token costs on pictures that were not counted (estimates)"),
         ("", f"alone {bits.alone:.3f}, given the one before it {bits.given_before:.3f}, "
              f"given the one above it {bits.given_above:.3f}"),
     ]  # fmt: skip
@@ -150,10 +150,11 @@ def tokenizer_of(folder: Path, manifest: TokenManifest, source: str = "") -> Tok
         return tokenizer
     above = folder.absolute().parent
     for place in (above, *sorted(path for path in above.iterdir() if path.is_dir())):
-        if not _is_tokenizer(place):
+        try:
+            tokenizer = Tokenizer.from_pretrained(place) if _is_tokenizer(place) else None
+        except UserError:  # a run that is not finished, or damaged: no matter of these tokens
             continue
-        tokenizer = Tokenizer.from_pretrained(place)
-        if tokenizer.digest == manifest.tokenizer_digest:
+        if tokenizer is not None and tokenizer.digest == manifest.tokenizer_digest:
             return tokenizer
     return None
 

@@ -3,7 +3,7 @@
 Entropies are in bits. Those of counted shares (plug-in) come out low when tokens are few, by about
 (codes seen - 1) / (2 tokens ln 2), and never exceed log2 of the number of tokens counted. What a
 token costs given its neighbour has too many cells for that and would come out near 0 whatever the
-truth: it is measured on pictures that were not counted, which can only come out high.
+truth: it is measured on pictures that were not counted, and comes out high but for chance.
 """
 
 import math
@@ -79,15 +79,16 @@ class ContextBits:
 
 
 def context_bits(tokens: Integer[Tensor, "picture row column"], codebook_size: int) -> ContextBits:
-    """How much of a token its left or upper neighbour tells: upper bounds of entropies, in bits.
+    """How much of a token its left or upper neighbour tells: estimates of entropies, in bits.
 
     Codes (and pairs of them) are counted on every other picture, and priced on the rest:
 
         q(x) = (n(x) + s / codes) / (n + s),   q(x | c) = (n(c, x) + r q(x)) / (n(c) + r)
 
     with s and r chosen among counted pictures alone, r = infinity included. The mean of -log2 q is
-    at or above the true entropy but for chance; the fewer pictures, the nearer to ``alone``, above
-    which no context is reported. Tokens at the border have "none" for a neighbour.
+    at or above the true entropy on average. On few pictures it may fall below by chance, the more
+    so as no context is reported above ``alone``; the fewer are counted, the nearer it is to that.
+    Tokens at the border have "none" for a neighbour.
 
     Raises:
         UserError: there are fewer than four pictures, or tokens of another codebook.

@@ -21,7 +21,7 @@ from cartok.core.shapes import Labels, image_of_pixels
 from cartok.data.batches import ViewBatch, view_batches
 from cartok.data.pictures import Pictures
 from cartok.data.token_writer import TokenWriter
-from cartok.data.tokens import MANIFEST, TokenManifest, ViewTokens, is_made_alike, read_manifest
+from cartok.data.tokens import MANIFEST, TokenManifest, ViewTokens, difference, read_manifest
 from cartok.data.views import Kind, View, num_views, transform_of
 from cartok.tokenizer.model import Tokenizer
 
@@ -158,10 +158,10 @@ class _Encoding:
 
 def _finished(folder: Path, asked: TokenManifest) -> TokenManifest:
     found = read_manifest(folder)
-    if not is_made_alike(found, asked):
+    if parted := difference(found, asked):
         raise UserError(
-            f"--resume goes on with equal tokens, but {folder} holds those of another tokenizer, "
-            "or of other pictures, views or sizes; give --overwrite to start again"
+            f"--resume goes on with equal tokens, but in the manifest of {folder} {parted}; "
+            "give --overwrite to start again, or another --out"
         )
     return found
 

@@ -9,6 +9,7 @@ from cartok.verbs.arguments import First, Flat, parse
 
 def import_(arguments: list[str]) -> None:
     """Turns a published file into a model folder."""
+    from cartok.core.files import read_json
     from cartok.interop.importing import Facts, import_model
     from cartok.prior.model import Prior
 
@@ -24,6 +25,9 @@ def import_(arguments: list[str]) -> None:
 
     chosen = parse(Import, arguments, "import")
     model = import_model(chosen.source, chosen.out, chosen.facts)
+    key = read_json(chosen.out / "imported.json", "what was imported")["key"]
+    if key:
+        print(f"taken: {key!r} of {chosen.source}")
     if isinstance(model, Prior):
         rows, cols = model.config.grid
         print(f"a prior of {model.config.num_classes} classes and {rows}x{cols} tokens of "

@@ -32,7 +32,7 @@ def inspect(arguments: list[str]) -> None:
         sheet: Annotated[Path, tyro.conf.arg(aliases=["--out"])] = Path("contact-sheet.png")
         """Where the sheet goes; a PNG that is there is replaced."""
         num: int = 64
-        """Pictures on it."""
+        """Pictures on it; of tokens, half of them sources where those can be read."""
         tokenizer: str = ""
         """Of tokens: the one that made them; looked for beside them, if nothing is given."""
 
@@ -59,7 +59,6 @@ def _inspect_pictures(data: str, sheet: Path, num: int) -> None:
 
 def _inspect_tokens(folder: Path, sheet: Path, num: int, source: str) -> None:
     from cartok.data.survey import check_sheet
-    from cartok.data.tokens import read_manifest
     from cartok.lab.evaluations import save_png
     from cartok.lab.token_survey import (
         describe_tokens,
@@ -69,9 +68,9 @@ def _inspect_tokens(folder: Path, sheet: Path, num: int, source: str) -> None:
     )
 
     check_sheet(sheet, num)
-    tokenizer = tokenizer_of(folder, read_manifest(folder), source)
     found = survey_tokens(folder)
     print(describe_tokens(found), flush=True)
+    tokenizer = tokenizer_of(folder, found.manifest, source)
     if tokenizer is None:
         print("no sheet: their tokenizer is not beside the tokens; name it by --tokenizer")
         return

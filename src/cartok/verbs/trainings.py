@@ -146,7 +146,7 @@ def extract(arguments: list[str]) -> None:
         tokenizer: str
         """A run, a model folder, or a model of the hub."""
         out: Path
-        """A new or empty folder."""
+        """A new or empty folder; one that holds tokens with --resume or --overwrite."""
         data: str = ""
         """Pictures; those the tokenizer was trained on, if it is a run and nothing is given."""
         size: int = 0
@@ -162,7 +162,7 @@ def extract(arguments: list[str]) -> None:
         device: str = "auto"
         """auto, cpu, cuda, cuda:N or mps."""
         resume: bool = False
-        """Go on where an extraction was stopped."""
+        """Go on where an extraction was stopped; picture files count as equal by name and size."""
         overwrite: bool = False
         """Start again in a folder that holds tokens."""
 
