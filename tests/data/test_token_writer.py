@@ -103,6 +103,7 @@ def test_a_shard_that_lost_a_picture_is_made_again(tmp_path):
     writer = TokenWriter(tmp_path, ABOUT)
     writer.write("train", 0, *tokens_of(3), (1,), pictures=range(4))
     writer.write("train", 1, *tokens_of(4), pictures=range(4, 8))
+    del writer  # as its process ends
     writer = TokenWriter(tmp_path, ABOUT, resume=True)
     assert not writer.has("train", 0, range(4))
     assert writer.has("train", 1, range(4, 8))
@@ -159,3 +160,15 @@ def test_tokens_that_contradict_the_manifest_are_not_written(tmp_path, tokens, r
     with pytest.raises(ValueError, match=rule):
         TokenWriter(tmp_path, ABOUT).write("train", 0, tokens, labels, pictures=range(3))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_second_writer_is_refused_and_what_the_first_has_begun_is_left_alone(tmp_path):
+    writer = write_two(tmp_path)
+    half = tmp_path / f".{FIRST}.123.part"
+    half.write_bytes(b"half")
+    with pytest.raises(UserError, match="another is writing"):
+        TokenWriter(tmp_path, ABOUT, resume=True)
+    assert half.exists()
+    del writer  # as its process ends
+    write_two(tmp_path, resume=True).finish()
+    assert not half.exists()

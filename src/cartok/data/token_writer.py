@@ -5,7 +5,11 @@ that are there. Shard number n may be written before or after any other.
 """
 
 import dataclasses
+import os
 import re
+import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +28,11 @@ from cartok.data.shard import (
 )
 from cartok.data.tokens import MANIFEST, Split, TokenManifest, TokenShard, ViewTokens, made_from
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 _UINT16_CODES = 1 << 16
 _SHARD = re.compile(r"(train|val)-\d{5}\.safetensors")
 
@@ -35,7 +44,7 @@ class TokenWriter:
     ``resume`` shards that an earlier try wrote are taken up by ``has``.
 
     Raises:
-        UserError: the folder already holds finished tokens.
+        UserError: the folder already holds finished tokens, or another process writes into it.
     """
 
     def __init__(self, folder: Path, manifest: TokenManifest, *, resume: bool = False):
@@ -45,6 +54,7 @@ class TokenWriter:
                 "name another folder or delete it"
             )
         folder.mkdir(parents=True, exist_ok=True)
+        self._let_go = weakref.finalize(self, _held(folder))
         for path in filter(is_half_written, folder.iterdir()):
             path.unlink()
         self._folder = folder
@@ -138,6 +148,7 @@ class TokenWriter:
             self._manifest, shards=tuple(self._shards[key] for key in sorted(self._shards))
         )
         write_json(self._folder / MANIFEST, dict_of(finished))
+        self._let_go()
         return finished
 
     def _checked(self, tokens: ViewTokens) -> np.ndarray:
@@ -154,6 +165,24 @@ class TokenWriter:
                 f"but got {values.min()} to {values.max()}"
             )
         return values.astype(np.uint16 if about.codebook_size <= _UINT16_CODES else np.int32)
+
+
+def _held(folder: Path) -> Callable[[], None]:
+    """Holds a folder for one writer, until what is returned is called; where there are locks."""
+    if fcntl is None:
+        return lambda: None
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(opened)
+        raise UserError(
+            f"one process writes a token folder, but another is writing {folder}; wait for it, or "
+            "name another folder"
+        ) from None
+    except OSError:
+        pass  # a disk that knows no locks
+    return partial(os.close, opened)
 
 
 def is_shard(path: Path) -> bool:
