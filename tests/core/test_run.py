@@ -19,6 +19,7 @@ from cartok.core.parallel import World
 from cartok.core.run import (
     Run,
     curves_of,
+    first_difference,
     peak_memory_bytes,
     provenance,
     read_log,
@@ -128,6 +129,12 @@ def test_a_field_that_a_newer_version_added_stood_at_its_default(tmp_path):
     changed = RunConfig(inner=Inner(rate=0.25))
     assert "inner.rate was 0.5 there and is 0.25 now" in refusal_of(tmp_path, changed, resume=True)
     opened(tmp_path, resume=True)
+
+
+def test_a_long_value_is_told_by_its_beginning():
+    said = first_difference({"classes": list(range(1000))}, {"classes": []})
+    assert said.startswith("classes was [0, 1, 2,")
+    assert said.endswith("... (4,890 characters) there and is [] now")
 
 
 def test_a_field_that_a_newer_version_has_no_more_is_named(tmp_path):

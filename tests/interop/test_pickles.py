@@ -340,7 +340,7 @@ def test_a_storage_shorter_than_it_is_said_to_be_is_refused(tmp_path):
 def test_a_file_that_is_cut_off_is_refused(form, share, tmp_path):
     path = save({"weight": torch.randn(1000)}, tmp_path / "net.pt", form)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(UserError, match="fetch it again"):
+    with pytest.raises(UserError, match="fetch the one that its project publishes"):
         read_state_dict(path)
 
 

@@ -250,7 +250,13 @@ def first_difference(old: Any, new: Any, where: str = "") -> str:
         for key in {**old, **new}:
             if old.get(key) != new.get(key):
                 return first_difference(old.get(key), new.get(key), f"{where}.{key}".strip("."))
-    return f"{where} was {old!r} there and is {new!r} now"
+    return f"{where} was {_short(old)} there and is {_short(new)} now"
+
+
+def _short(value: Any) -> str:
+    """A value as Python writes it; a long one, such as a thousand names, by its beginning."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}... ({len(text):,} characters)"
 
 
 def _made(run: Run, overwrite: bool) -> str:

@@ -77,7 +77,7 @@ def read_state_dict(
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(
             f"weights are read from a file that torch.save wrote, but {path} is none or is damaged "
-            f"({reason}); fetch it again"
+            f"({reason}); fetch the one that its project publishes"
         ) from None
 
 
