@@ -137,7 +137,7 @@ class FusedDecoder:
     def _attend(self, qkv: Tensor, index: int, block: Block, position: Position) -> Tensor:
         net, attention = self._prior.config.transformer, block.attention
         normed = self._prior.config.query_key_norm
-        query, key = (
+        query, key = (  # without norms, whatever stands in is not read
             (attention.query_norm, attention.key_norm) if normed else (block.feed_norm,) * 2
         )
         mixed = qkv.new_empty(self._rows, net.width)
