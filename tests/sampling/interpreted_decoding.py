@@ -15,17 +15,21 @@ import torch
 
 from cartok.layers import TransformerConfig
 from cartok.prior.model import Prior, PriorConfig
-from cartok.sampling import drawing
+from cartok.sampling import decoding, drawing
 from cartok.sampling.decoding import FusedDecoder, PlainDecoder
 from cartok.sampling.sampler import Sampler
+
+OTHERS = {"query_key_norm": False, "class_has_key": False}
 
 CASES: dict[str, Any] = {
     "many rows": {"thin": False},
     "few rows": {"thin": True},
-    "heads that fill no power of two": {"thin": True, "width": 20, "heads": 1},
-    "weights of others": {"thin": True, "query_key_norm": False, "class_has_key": False},
+    "up to 16 rows": {"thin": True, "few": False},
+    "heads that fill no power of two": {"thin": True, "few": False, "width": 20, "heads": 1},
+    "weights of others": {"thin": True, "few": False} | OTHERS,
     "many rows in float16": {"thin": False, "dtype": torch.float16},
     "few rows in float16": {"thin": True, "dtype": torch.float16},
+    "up to 16 rows in float16": {"thin": True, "few": False, "dtype": torch.float16},
 }
 
 
@@ -49,13 +53,13 @@ def prior_of(width=16, heads=2, **flags):
     return prior
 
 
-def off(thin, dtype=torch.float32, rows=2, **shape):
+def off(thin, few=True, dtype=torch.float32, rows=2, **shape):
     """Of the kernels, and of the prior as written, from it in float64 with weights so rounded."""
     prior = prior_of(**shape).to(dtype)
     exact = prior_of(**shape).double()
     exact.load_state_dict({name: weight.double() for name, weight in prior.state_dict().items()})
     fused, plain = FusedDecoder(prior, rows), PlainDecoder(prior, rows)
-    fused._is_thin, fused._tile = thin, 2
+    fused._is_thin, fused._is_few, fused._tile = thin, few, 2
     truth, worst = PlainDecoder(exact, rows), {"kernels": 0.0, "as written": 0.0}
     for position in range(prior.config.num_tokens):
         x, at = prior.token_embedding(torch.tensor([3, position])), torch.tensor([position])
@@ -83,6 +87,7 @@ def tokens_that_differ():
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    decoding._DEEP = 8  # as the widths are: every program is slow here
     with torch.inference_mode():
         answers = {name: off(**case) for name, case in CASES.items()}
     print(json.dumps(answers | {"tokens": tokens_that_differ()}))

@@ -29,6 +29,15 @@ _TALL = 16
 _THIN = {"tile": 32, "deep": 128, "num_warps": 2, "num_stages": 5}
 """How it is cut: the fastest of 14 ways for one image of a prior of 775M on an H100."""
 
+_FEW = 4
+"""The most rows that are multiplied one after another, by weights that are read ahead."""
+
+_DEEP = 256
+"""Weights that a warp loads at once there, 16 bytes a lane."""
+
+_HELD = 16
+"""The most such loads that a warp's registers hold: inputs up to 4,096, gated ones up to 2,048."""
+
 
 @runtime_checkable  # for the checks that run in tests
 class Decoder(Protocol):
@@ -113,8 +122,10 @@ class FusedDecoder:
         self._keys, self._values = like.new_zeros(cache), like.new_zeros(cache)
         self._rotary = prior.rotary.contiguous()
         self._is_thin = rows <= _TALL and like.dtype != torch.float32
-        is_few = rows * net.heads < 512
-        self._tile, self._warps = (128, 8) if is_few else (16, 1)  # the fastest on an H100
+        self._is_few = rows <= _FEW
+        self._tile, self._warps = _cut_of(rows * net.heads)
+        self._early = _starts_early(like.device)
+        self._launch = {"launch_pdl": True} if self._early else {}
         self._stream = like.new_empty(rows, net.width)
 
     def restart(self) -> None:
@@ -144,8 +155,8 @@ class FusedDecoder:
         self._kernels.attend_kernel[self._rows, net.heads](
             qkv, query.weight, key.weight, self._rotary, self._keys[index], self._values[index],
             position, mixed, net.heads, self._keys.shape[3], net.head_dim // 2, query.eps,
-            1 / math.sqrt(net.head_dim), normed=normed, wide=_power(net.head_dim // 2),
-            tile=self._tile, num_warps=self._warps,
+            1 / math.sqrt(net.head_dim), normed=normed, early=self._early,
+            wide=power_of_two(net.head_dim), tile=self._tile, num_warps=self._warps, **self._launch,
         )  # fmt: skip
         return mixed
 
@@ -174,7 +185,7 @@ class FusedDecoder:
     def _normal(self, x: Tensor, norm: Any) -> Tensor:
         out, width = torch.empty_like(x), x.shape[1]
         self._kernels.norm_kernel[(len(x),)](
-            x, norm.weight, out, width, norm.eps, wide=_power(width)
+            x, norm.weight, out, width, norm.eps, wide=power_of_two(width)
         )
         return out
 
@@ -182,16 +193,40 @@ class FusedDecoder:
         self, x: Tensor, weight: Tensor, norm: Any, out: Tensor,
         gated: bool = False, adds: bool = False,
     ) -> Tensor:  # fmt: skip
-        outputs = out.shape[1]
-        self._kernels.product_kernel[(_parts(outputs, _THIN["tile"]),)](
-            x, weight, weight if norm is None else norm.weight, out, len(x), x.shape[1], outputs,
-            0.0 if norm is None else norm.eps, normed=norm is not None, gated=gated, adds=adds,
-            tall=_TALL, **_THIN,
+        inputs, outputs = x.shape[1], out.shape[1]
+        given = (
+            x, weight, weight if norm is None else norm.weight, out, len(x), inputs, outputs,
+            0.0 if norm is None else norm.eps,
+        )  # fmt: skip
+        what: dict[str, Any] = {"normed": norm is not None, "gated": gated, "adds": adds}
+        held = _parts(inputs, _DEEP)
+        if not self._is_few or held * (1 + gated) > _HELD:
+            grid = (_parts(outputs, _THIN["tile"]),)
+            self._kernels.product_kernel[grid](*given, **what, tall=_TALL, **_THIN)
+            return out
+        tile = 1 if adds else 4  # so many warps too; the fastest on an H100
+        self._kernels.streamed_kernel[(_parts(outputs, tile),)](
+            *given, **what, early=self._early, tall=power_of_two(len(x)), tile=tile, deep=_DEEP,
+            parts=held, num_warps=tile, **self._launch,
         )  # fmt: skip
         return out
 
 
-def _power(number: int) -> int:
+def _cut_of(heads: int) -> tuple[int, int]:
+    """Places of attention's tile, and warps: the fastest on an H100 for so many rows' heads.
+
+    Of one warp, so that many run on a multiprocessor, or wide where there are few.
+    """
+    if heads < 128:
+        return 128, 8
+    return (64, 4) if heads < 512 else (8, 1)
+
+
+def _starts_early(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def power_of_two(number: int) -> int:
     """The least power of two that is no smaller."""
     return 1 << (number - 1).bit_length()
 

@@ -4,91 +4,161 @@ A step reads every weight once for a few rows, so its time is that of reading th
 kernels. Here attention is one kernel from the projection to the mix; products with 16 rows or fewer
 carry the norm before them and the sum or the gate after them. Arithmetic is float32, storage the
 input's. The position is read from memory, so that one recorded step serves all of them.
+
+``early`` kernels start while the one before still runs and fetch what it does not write, weights
+and the cache, before they wait for it (programmatic dependent launch, from Hopper on). What they
+fetch was written two kernels ago or earlier: a kernel lets the next one start only once its own
+wait is over, and so the one before it is done.
 """
 
 import triton
 import triton.language as tl
-
-
-@triton.jit
-def _turned(first, second, cos, sin, kind: tl.constexpr):
-    """Both halves of a head, rotated, and rounded as they are stored."""
-    one = (first * cos - second * sin).to(kind).to(tl.float32)
-    two = (first * sin + second * cos).to(kind).to(tl.float32)
-    return one, two
-
-
-@triton.jit
-def _normal(first, second, weight, at, inside, half, eps, kind: tl.constexpr):
-    """Both halves of a head at unit root mean square, times the weight."""
-    power = (tl.sum(first * first, 0) + tl.sum(second * second, 0)) / (2 * half)
-    rate = 1 / tl.sqrt(power + eps)
-    one = first * rate * tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
-    two = second * rate * tl.load(weight + half + at, mask=inside, other=0.0).to(tl.float32)
-    return one.to(kind).to(tl.float32), two.to(kind).to(tl.float32)
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
 def attend_kernel(
     qkv, query_weight, key_weight, rotary, keys, values, position, mixed,
     heads, length, half, eps, scale,
-    normed: tl.constexpr, wide: tl.constexpr, tile: tl.constexpr,
+    normed: tl.constexpr, early: tl.constexpr, wide: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
     """One head of one row: norms, rotation, the cache's new entry, and attention over all so far.
 
     ``qkv`` row, 3 x heads x 2 half; ``keys`` and ``values`` row, head, length, 2 half; ``rotary``
-    place, 2, half; ``wide`` is the power of two that holds ``half``.
+    place, 2, half; ``wide`` is the power of two that holds 2 half.
     """
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     kind: tl.constexpr = keys.dtype.element_ty
-    at = tl.arange(0, wide)
-    inside = at < half
+    width = 2 * half
+    at, place = tl.arange(0, wide), tl.arange(0, tile)
+    inside = at < width
+    partner = tl.where(at < half, at + half, at - half)  # what a rotation takes it together with
+    angle = tl.where(at < half, at, at - half)
+    sign = tl.where(at < half, -1.0, 1.0)
     now = tl.load(position)
-    from_row = qkv + (row * 3 * heads + head) * 2 * half + at
-    step = heads * 2 * half
-    q1 = tl.load(from_row, mask=inside, other=0.0).to(tl.float32)
-    q2 = tl.load(from_row + half, mask=inside, other=0.0).to(tl.float32)
-    k1 = tl.load(from_row + step, mask=inside, other=0.0).to(tl.float32)
-    k2 = tl.load(from_row + step + half, mask=inside, other=0.0).to(tl.float32)
-    v1 = tl.load(from_row + 2 * step, mask=inside, other=0.0).to(tl.float32)
-    v2 = tl.load(from_row + 2 * step + half, mask=inside, other=0.0).to(tl.float32)
-    if normed:
-        q1, q2 = _normal(q1, q2, query_weight, at, inside, half, eps, kind)
-        k1, k2 = _normal(k1, k2, key_weight, at, inside, half, eps, kind)
-    cos = tl.load(rotary + now * 2 * half + at, mask=inside, other=0.0).to(tl.float32)
-    sin = tl.load(rotary + (now * 2 + 1) * half + at, mask=inside, other=0.0).to(tl.float32)
-    q1, q2 = _turned(q1, q2, cos, sin, kind)
-    k1, k2 = _turned(k1, k2, cos, sin, kind)
-    start = (row * heads + head) * length * 2 * half
-    new = start + now * 2 * half + at
-    tl.store(keys + new, k1.to(kind), mask=inside)
-    tl.store(keys + new + half, k2.to(kind), mask=inside)
-    tl.store(values + new, v1.to(kind), mask=inside)
-    tl.store(values + new + half, v2.to(kind), mask=inside)
-    # The newest position is still at hand, so nothing that was just written is read.
-    q1, q2 = q1 * scale, q2 * scale
-    highest = tl.sum(q1 * k1, 0) + tl.sum(q2 * k2, 0)
-    total = highest * 0 + 1.0
-    mix1, mix2 = v1, v2
+    cos = tl.load(rotary + now * width + angle, mask=inside, other=0.0).to(tl.float32)
+    sin = sign * tl.load(rotary + now * width + half + angle, mask=inside, other=0.0).to(tl.float32)
+    start = (row * heads + head) * length * width
+    old = start + place[:, None] * width + at[None, :]
+    known = (place < now)[:, None] & inside[None, :]
+    seen = tl.load(keys + old, mask=known, other=0.0)
+    told = tl.load(values + old, mask=known, other=0.0)
+    if early:
+        gdc_wait()
+        gdc_launch_dependents()
+    mine, step = qkv + (row * 3 * heads + head) * width, heads * width
+    query = _turned(mine, query_weight, at, partner, inside, width, cos, sin, eps, normed, kind)
+    key = _turned(mine + step, key_weight, at, partner, inside, width, cos, sin, eps, normed, kind)
+    value = tl.load(mine + 2 * step + at, mask=inside, other=0.0).to(tl.float32)
+    new = start + now * width + at
+    tl.store(keys + new, key.to(kind), mask=inside)
+    tl.store(values + new, value.to(kind), mask=inside)
+    # The newest position is still at hand, so nothing that was just written is read. Each place of
+    # the tile keeps a maximum and a mix of its own; they meet once, at the end.
+    query = query * scale
+    latest = tl.sum(query * key, 0)
+    highest = tl.zeros([tile], tl.float32) + latest
+    total = tl.zeros([tile], tl.float32)
+    mix = tl.zeros([tile, wide], tl.float32)
     for begin in range(0, now, tile):
-        place = begin + tl.arange(0, tile)
-        known = (place < now)[:, None] & inside[None, :]
-        old = start + place[:, None] * 2 * half + at[None, :]
-        seen1 = tl.load(keys + old, mask=known, other=0.0).to(tl.float32)
-        seen2 = tl.load(keys + old + half, mask=known, other=0.0).to(tl.float32)
-        told1 = tl.load(values + old, mask=known, other=0.0).to(tl.float32)
-        told2 = tl.load(values + old + half, mask=known, other=0.0).to(tl.float32)
-        score = tl.sum(seen1 * q1[None, :], 1) + tl.sum(seen2 * q2[None, :], 1)
-        score = tl.where(place < now, score, -float("inf"))
-        peak = tl.maximum(highest, tl.max(score, 0))
+        score = tl.sum(seen.to(tl.float32) * query[None, :], 1)
+        score = tl.where(begin + place < now, score, -float("inf"))
+        peak = tl.maximum(highest, score)
         fade, share = tl.exp(highest - peak), tl.exp(score - peak)
-        total = total * fade + tl.sum(share, 0)
-        mix1 = mix1 * fade + tl.sum(share[:, None] * told1, 0)
-        mix2 = mix2 * fade + tl.sum(share[:, None] * told2, 0)
+        total = total * fade + share
+        mix = mix * fade[:, None] + share[:, None] * told.to(tl.float32)
         highest = peak
-    to = mixed + (row * heads + head) * 2 * half + at
-    tl.store(to, (mix1 / total).to(kind), mask=inside)
-    tl.store(to + half, (mix2 / total).to(kind), mask=inside)
+        old += tile * width
+        known = (begin + tile + place < now)[:, None] & inside[None, :]
+        seen = tl.load(keys + old, mask=known, other=0.0)
+        told = tl.load(values + old, mask=known, other=0.0)
+    peak = tl.max(highest, 0)
+    fade, share = tl.exp(highest - peak), tl.exp(latest - peak)
+    answer = tl.sum(mix * fade[:, None], 0) + share * value
+    answer = answer / (tl.sum(total * fade, 0) + share)
+    tl.store(mixed + (row * heads + head) * width + at, answer.to(kind), mask=inside)
+
+
+@triton.jit
+def _turned(
+    x, weight, at, partner, inside, width, cos, sin, eps, normed: tl.constexpr, kind: tl.constexpr
+):
+    """A head at unit root mean square times the weight, rotated; rounded as it is stored."""
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    other = tl.load(x + partner, mask=inside, other=0.0).to(tl.float32)
+    if normed:
+        rate = 1 / tl.sqrt(tl.sum(value * value, 0) / width + eps)
+        by = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+        value = (value * rate * by).to(kind).to(tl.float32)
+        by = tl.load(weight + partner, mask=inside, other=0.0).to(tl.float32)
+        other = (other * rate * by).to(kind).to(tl.float32)
+    return (value * cos + other * sin).to(kind).to(tl.float32)
+
+
+@triton.jit
+def streamed_kernel(
+    x, weight, norm, out, rows, inputs, outputs, eps,
+    normed: tl.constexpr, gated: tl.constexpr, adds: tl.constexpr, early: tl.constexpr,
+    tall: tl.constexpr, tile: tl.constexpr, deep: tl.constexpr, parts: tl.constexpr,
+):  # fmt: skip
+    """Rows times a weight of ``outputs`` x ``inputs``, for at most ``tall``, which are few.
+
+    A program's whole weights are under way before the rows are there; ``deep`` of them are what a
+    warp loads at once, so that sums stay within a warp. ``normed``: of rows at unit root mean
+    square, times ``norm``. ``gated``: the weight has twice the rows, gate and up, and
+    silu(gate) * up comes out. ``adds``: to what is in ``out``.
+    """
+    column, k = tl.program_id(0) * tile + tl.arange(0, tile), tl.arange(0, deep)
+    kind: tl.constexpr = weight.dtype.element_ty
+    at = column[:, None] * inputs + k[None, :]
+    along = column[:, None] * 0 + k[None, :]
+    matrices, seconds, gains, before, answers = (), (), (), (), ()
+    for part in tl.static_range(parts):
+        first = part * deep
+        mask = (column < outputs)[:, None] & (first + k < inputs)[None, :]
+        matrices = matrices + (tl.load(weight + at + first, mask=mask, other=0.0),)
+        if gated:
+            under = weight + outputs * inputs + at + first
+            seconds = seconds + (tl.load(under, mask=mask, other=0.0),)
+        if normed:
+            by = tl.load(norm + along + first, mask=along + first < inputs, other=0.0)
+            gains = gains + (by,)
+    if adds:
+        for row in tl.static_range(tall):
+            mask = column < outputs * (row < rows)
+            before = before + (tl.load(out + row * outputs + column, mask=mask, other=0.0),)
+    if early:
+        gdc_wait()
+        gdc_launch_dependents()
+    for row in tl.static_range(tall):
+        power = tl.zeros([tile, deep], tl.float32)
+        found = tl.zeros([tile, deep], tl.float32)
+        other = tl.zeros([tile, deep], tl.float32)
+        for part in tl.static_range(parts):
+            here = along + part * deep
+            mask = here < inputs * (row < rows)
+            some = tl.load(x + row * inputs + here, mask=mask, other=0.0).to(tl.float32)
+            if normed:
+                power += some * some
+                some = (some * gains[part].to(tl.float32)).to(kind).to(tl.float32)
+            found += matrices[part].to(tl.float32) * some
+            if gated:
+                other += seconds[part].to(tl.float32) * some
+        answer = tl.sum(found, 1)
+        if normed:
+            rate = 1 / tl.sqrt(tl.sum(power, 1) / inputs + eps)
+            answer = answer * rate
+        if gated:
+            up = tl.sum(other, 1)
+            if normed:
+                up = up * rate
+            answer = answer * tl.sigmoid(answer) * up
+        if adds:
+            answer += before[row].to(tl.float32)
+        answers = answers + (answer,)
+    for row in tl.static_range(tall):
+        mask = column < outputs * (row < rows)
+        tl.store(out + row * outputs + column, answers[row].to(kind), mask=mask)
 
 
 @triton.jit
@@ -97,11 +167,7 @@ def product_kernel(
     normed: tl.constexpr, gated: tl.constexpr, adds: tl.constexpr,
     tall: tl.constexpr, tile: tl.constexpr, deep: tl.constexpr,
 ):  # fmt: skip
-    """Rows times a weight of ``outputs`` x ``inputs``, for at most ``tall`` rows.
-
-    ``normed``: of rows at unit root mean square, times ``norm``. ``gated``: the weight has twice
-    the rows, gate and up, and silu(gate) * up comes out. ``adds``: to what is in ``out``.
-    """
+    """The same for up to 16 rows, ``tall``, which tensor cores multiply."""
     row, column = tl.arange(0, tall), tl.program_id(0) * tile + tl.arange(0, tile)
     kind: tl.constexpr = weight.dtype.element_ty
     power = tl.zeros([tall], tl.float32)
