@@ -17,8 +17,11 @@ from cartok.core.shapes import Sequence
 Rotary = Float[Tensor, "place 2 half"]
 """Cosine (index 0) and sine (index 1) of each place's angles; half a head's width of them."""
 
+Projected = Float[Tensor, "batch position head channel"]
+"""Queries, keys or values as a projection leaves them in memory."""
+
 Heads = Float[Tensor, "batch head position channel"]
-"""Queries, keys or values of the positions at hand."""
+"""Queries, keys or values of the positions at hand, as attention takes them."""
 
 SeenHeads = Float[Tensor, "batch head seen channel"]
 """Keys or values of all positions so far."""
@@ -96,13 +99,13 @@ def rotary_table(
     return torch.stack([angles.cos(), angles.sin()], dim=1).float()
 
 
-def rotate(x: Heads, rotary: Rotary) -> Heads:
+def rotate(x: Projected, rotary: Rotary) -> Projected:
     """Turns coordinate i of each head together with coordinate i + half, by ``rotary``.
 
     Halves, not neighbours, are paired (neighbours in LlamaGen's weights), which needs no strided
     access.
     """
-    cos, sin = rotary.unbind(1)
+    cos, sin = rotary[:, None].unbind(2)
     first, second = x.chunk(2, dim=-1)
     turned = [first * cos - second * sin, first * sin + second * cos]
     return torch.cat(turned, dim=-1).to(x.dtype)
@@ -156,10 +159,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Sequence, rotary: Rotary, cache: LayerCache | None = None) -> Sequence:
         """Mixes each position with those before it, ``cache`` included; extends ``cache``."""
-        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv.unbind(0)  # batch head position channel
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))
+        query, key, value = qkv.unbind(2)  # batch position head channel
         query = rotate(self.query_norm(query), rotary)
         key = rotate(self.key_norm(key), rotary)
+        # Turned as views: copies into another layout would cost a GPU a tenth of a training step.
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         if cache is not None:
             key, value = cache.extend(key, value)
         mixed = _attend(query, key, value)
