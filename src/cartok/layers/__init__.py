@@ -2,8 +2,12 @@
 
 Pre-norm blocks as in Llama 2 with QK-norm and 2-D rotary positions, no biases. The layers know no
 vocabulary, no class, no rank; they follow the device and dtype of what they are given.
+
+In training on a GPU a block does what lies between its products of matrices in passes of our own
+(``fused``): the same numbers, but for rounding and the noise of dropout.
 """
 
+import functools
 import math
 
 import torch
@@ -11,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cartok.core.compiled import kernels_work
 from cartok.core.config import config
 from cartok.core.shapes import Sequence
 
@@ -157,6 +162,11 @@ class Attention(nn.Module):
         self.key_norm: nn.Module = RMSNorm(config.head_dim)
         self.out = nn.Linear(config.width, config.width, bias=False)
 
+    def gains(self) -> tuple[Tensor | None, Tensor | None]:
+        """Of the norms of queries and keys; None where there is no norm."""
+        query, key = self.query_norm, self.key_norm
+        return getattr(query, "weight", None), getattr(key, "weight", None)
+
     def forward(self, x: Sequence, rotary: Rotary, cache: LayerCache | None = None) -> Sequence:
         """Mixes each position with those before it, ``cache`` included; extends ``cache``."""
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))
@@ -207,8 +217,47 @@ class Block(nn.Module):
 
     def forward(self, x: Sequence, rotary: Rotary, cache: LayerCache | None = None) -> Sequence:
         """The residual stream after this layer; extends ``cache``."""
+        if cache is None and trains_fused(x):
+            return self._fused(x, rotary)
         x = x + self.dropout(self.attention(self.attention_norm(x), rotary, cache))
         return x + self.dropout(self.feed(self.feed_norm(x)))
+
+    def _fused(self, x: Sequence, rotary: Rotary) -> Sequence:
+        from cartok.layers import fused
+
+        attention, feed = self.attention, self.feed
+        before, between = self.attention_norm, self.feed_norm
+        drop = self.dropout.p if self.training else 0.0
+        x, normed = fused.add_norm(x, None, 0.0, before.weight, before.eps)
+        heads = fused.Turn.apply(
+            attention.qkv(normed), *attention.gains(), rotary, attention.heads, before.eps
+        )
+        mixed = _attend(*(part.transpose(1, 2) for part in heads))
+        branch = attention.out(mixed.transpose(1, 2).flatten(2))
+        x, normed = fused.add_norm(x, branch, drop, between.weight, between.eps)
+        branch = fused.gated_product(feed.gate_up(normed), feed.down.weight)
+        return fused.Add.apply(x, branch, drop)
+
+
+def trains_fused(x: Tensor) -> bool:
+    """True where a block's ``kernels`` can run and have a use.
+
+    That is with gradients on, on an NVIDIA GPU, and not while torch.compile reads the block.
+    """
+    if torch.compiler.is_compiling() or not (x.is_cuda and torch.is_grad_enabled()):
+        return False
+    known = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return known and torch.version.hip is None and _kernels_work(x.device)
+
+
+@functools.cache
+def _kernels_work(device: torch.device) -> bool:
+    def run_one() -> None:
+        from cartok.layers import fused
+
+        fused.run_one(device)
+
+    return kernels_work(device, run_one, "transformer")
 
 
 class Transformer(nn.Module):
