@@ -39,8 +39,8 @@ class PriorBench:
     side: int = 16
     """Of the grid of tokens."""
     num_classes: int = 1000
-    compile: bool = True
-    """Fuse each layer, on a GPU."""
+    compile: bool = False
+    """Fuse each layer by torch.compile, on a GPU, in place of kernels of our own."""
     replay: bool = False
     """Replay forward and backward passes as one CUDA graph, on a GPU."""
     tiny: bool = False

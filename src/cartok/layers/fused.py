@@ -23,11 +23,11 @@ from cartok.layers.kernels import (
 
 _ADD = {"tile": 2048, "num_warps": 8}
 _NORM = {"each": 8}  # numbers of a row that a thread holds
-_NORM_BACK = {"each": 8, "programs": 528, "stages": 1}  # programs: four for each unit of an H100
+_NORM_BACK = {"each": 8, "programs": 528, "stages": 2}  # programs: four for each unit of an H100
 _TURN = {"tile": 32, "num_warps": 4}  # heads at a time
-_TURN_BACK = {"tile": 32, "programs": 528, "stages": 1, "num_warps": 4}
-_GATE = {"tile": 1024, "num_warps": 4}
-_GATE_BACK = {"tile": 1024, "num_warps": 4}
+_TURN_BACK = {"tile": 16, "programs": 1056, "stages": 1, "num_warps": 4}
+_GATE = {"tile": 4096, "num_warps": 8}
+_GATE_BACK = {"tile": 4096, "num_warps": 8}
 
 
 def run_one(device: torch.device) -> None:

@@ -47,8 +47,8 @@ class PriorRun:
     else, or Muon, which leaves embeddings, head and gains to AdamW."""
     loop: LoopConfig = LoopConfig(steps=375_000, batch=256)
     compile: bool = False
-    """Fuses each layer by torch.compile: some ten seconds at the start, then a step of a small
-    prior takes a GPU half the time."""
+    """Fuses each layer by torch.compile, some ten seconds at the start; on an NVIDIA GPU kernels of
+    our own are there without it, and faster."""
     weights: Weights = "copied"
     """What each of several GPUs holds of weights, optimizer and running mean: all, or its share,
     for priors that do not fit otherwise. They are divided by rows, and every layer is put together

@@ -85,7 +85,7 @@ def _kernels_work(device: torch.device) -> bool:
 
         kernel: Any = norm_kernel  # triton's own annotations contradict its calls
         x = torch.zeros(1, 1, device=device)
-        kernel[(1,)](x, x, x, 1, 1.0, wide=1)
+        kernel[(1,)](x, x, x, 1, 1.0, early=False, wide=1)
 
     return kernels_work(device, run_one, "sampler")
 
@@ -173,7 +173,9 @@ class FusedDecoder:
             return self._thin(x, weight, norm, out, gated=True)
         both, tile = F.linear(self._normal(x, norm), weight), 1024
         grid = (len(x), _parts(out.shape[1], tile))
-        self._kernels.gate_kernel[grid](both, out, out.shape[1], tile=tile)
+        self._kernels.gate_kernel[grid](
+            both, out, out.shape[1], early=self._early, tile=tile, **self._launch
+        )
         return out
 
     def _add(self, stream: Tensor, x: Tensor, weight: Tensor) -> None:
@@ -185,7 +187,14 @@ class FusedDecoder:
     def _normal(self, x: Tensor, norm: Any) -> Tensor:
         out, width = torch.empty_like(x), x.shape[1]
         self._kernels.norm_kernel[(len(x),)](
-            x, norm.weight, out, width, norm.eps, wide=power_of_two(width)
+            x,
+            norm.weight,
+            out,
+            width,
+            norm.eps,
+            early=self._early,
+            wide=power_of_two(width),
+            **self._launch,
         )
         return out
 
@@ -204,7 +213,7 @@ class FusedDecoder:
             grid = (_parts(outputs, _THIN["tile"]),)
             self._kernels.product_kernel[grid](*given, **what, tall=_TALL, **_THIN)
             return out
-        tile = 1 if adds else 4  # so many warps too; the fastest on an H100
+        tile = 1 if held > 8 else 4  # so many warps too; the fastest on an H100
         self._kernels.streamed_kernel[(_parts(outputs, tile),)](
             *given, **what, early=self._early, tall=power_of_two(len(x)), tile=tile, deep=_DEEP,
             parts=held, num_warps=tile, **self._launch,
@@ -218,7 +227,7 @@ def _cut_of(heads: int) -> tuple[int, int]:
     Of one warp, so that many run on a multiprocessor, or wide where there are few.
     """
     if heads < 128:
-        return 128, 8
+        return 128, 4
     return (64, 4) if heads < 512 else (8, 1)
 
 

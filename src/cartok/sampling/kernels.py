@@ -206,21 +206,27 @@ def product_kernel(
 
 
 @triton.jit
-def norm_kernel(x, weight, out, width, eps, wide: tl.constexpr):
+def norm_kernel(x, weight, out, width, eps, early: tl.constexpr, wide: tl.constexpr):
     """A row at unit root mean square, times the weight."""
     row, at = tl.program_id(0).to(tl.int64), tl.arange(0, wide)
     inside = at < width
+    by = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    if early:
+        gdc_wait()
+        gdc_launch_dependents()
     value = tl.load(x + row * width + at, mask=inside, other=0.0).to(tl.float32)
     rate = 1 / tl.sqrt(tl.sum(value * value, 0) / width + eps)
-    by = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row * width + at, (value * rate * by).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def gate_kernel(both, out, hidden, tile: tl.constexpr):
+def gate_kernel(both, out, hidden, early: tl.constexpr, tile: tl.constexpr):
     """silu(gate) * up of rows that hold first the one, then the other."""
     row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * tile + tl.arange(0, tile)
     inside = at < hidden
+    if early:
+        gdc_wait()
+        gdc_launch_dependents()
     gate = tl.load(both + row * 2 * hidden + at, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(both + row * 2 * hidden + hidden + at, mask=inside, other=0.0).to(tl.float32)
     told = (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty)
