@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from scipy.special import ndtri
 from torch import Tensor, nn
 
@@ -25,6 +25,9 @@ Pictures = Tensor | Iterable[Tensor]
 FirstFeatures = Float[Tensor, "first feature"]
 SecondFeatures = Float[Tensor, "second feature"]
 """Two sets of features of one network, and of their own counts."""
+
+AnyRows = Shaped[Tensor, "..."]
+"""What ought to be ``Features``, and is checked in words: see ``checked_rows``."""
 
 
 def features_of(pictures: Pictures, network: nn.Module, batch: int | None = None) -> Features:
@@ -71,6 +74,44 @@ def picture_hashes(pixels: Pixels) -> list[bytes]:
 def hash_of_pictures(hashes: list[bytes], size: tuple[int, int]) -> str:
     """``content_hash`` from the hashes of pictures of one height and width, read in batches."""
     return hashlib.sha256(repr(size).encode() + b"".join(sorted(hashes))).hexdigest()[:16]
+
+
+def checked_rows(*sides: AnyRows, at_least: int = 0) -> None:
+    """Refuses what is no set of features, or are no two sets that compare.
+
+    Raises:
+        UserError: a side has not two axes, is neither float32 nor float64, has fewer rows than
+            ``at_least`` or one that is not finite; or the sides' widths or devices differ.
+    """
+    for rows in sides:
+        if rows.ndim != 2 or rows.shape[1] == 0:
+            raise UserError(
+                f"features are (pictures, features), but these are {tuple(rows.shape)}; "
+                "flatten all axes but the first"
+            )
+        if rows.dtype not in (torch.float32, torch.float64):
+            raise UserError(
+                f"features are float32 or float64, but these are {rows.dtype}; "
+                "run the network in float32"
+            )
+        if len(rows) < at_least:
+            raise UserError(
+                f"this score needs {at_least} rows or more of each set of features, but one has "
+                f"{len(rows)}; add pictures"
+            )
+        if not rows.isfinite().all():
+            raise UserError(
+                "features are finite, but these hold NaN or infinity; check the pictures"
+            )
+    for what, found in (
+        ("width", [rows.shape[1] for rows in sides]),
+        ("device", [str(rows.device) for rows in sides]),
+    ):
+        if len(set(found)) > 1:
+            raise UserError(
+                f"sets of features that are compared have one {what}, but these have "
+                f"{' and '.join(map(str, found))}; featurise both alike"
+            )
 
 
 def projection(dim_in: int, dim_out: int = 64, seed: int = 0) -> Float[Tensor, "dim_in dim_out"]:

@@ -1,7 +1,8 @@
 """The Frechet distance between sets of features seen as Gaussians: a pure function of features.
 
-Heusel et al. 2017 (FID), in float64, with unbiased covariances and eigenvalues of a symmetric
-matrix, so there is no complex square root to drop an imaginary part of.
+Heusel et al. 2017, in float64, with unbiased covariances and eigenvalues of a symmetric matrix, so
+there is no complex square root to drop an imaginary part of. Which features go in names the score:
+pooled ones of Inception give FID, spatial ones flattened give sFID, those of others an FD.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from cartok.core.errors import UserError
 from cartok.core.shapes import Features
-from cartok.metrics.features import FirstFeatures, SecondFeatures, projection
+from cartok.metrics.features import AnyRows, checked_rows, projection
+from cartok.metrics.gaussian import Gaussian, gaussian_of
 
 MIN_PICTURES = 512
 """Below this many pictures a Frechet distance says more about their number than about them."""
@@ -27,18 +29,6 @@ HALVES_SEED = 0
 
 
 @dataclass(frozen=True)
-class Gaussian:
-    """A set of features reduced to its mean and unbiased covariance, float64.
-
-    Leading axes, if there are any, hold several Gaussians side by side.
-    """
-
-    mean: Float[Tensor, "*many feature"]
-    cov: Float[Tensor, "*many feature feature"]
-    count: int
-
-
-@dataclass(frozen=True)
 class Estimate:
     """A value with its bootstrap interval."""
 
@@ -47,24 +37,17 @@ class Estimate:
     high: float
 
 
-def gaussian_of(features: Features) -> Gaussian:
-    """The statistics that a Frechet distance needs.
+def frechet_distance(a: AnyRows, b: AnyRows) -> float:
+    """The squared Frechet distance between two sets of features; 0 or more.
 
     Raises:
-        UserError: there are fewer than two rows, or one is not finite.
+        UserError: a side has no more rows than features, or one that is not finite.
     """
-    features = _checked(features)
-    mean = features.mean(0)
-    centred = features - mean
-    return Gaussian(mean, centred.T @ centred / (len(features) - 1), len(features))
-
-
-def frechet_distance(a: FirstFeatures, b: SecondFeatures) -> float:
-    """The squared Frechet distance between two sets of features; 0 or more."""
+    checked_rows(a, b)
     return frechet_of_gaussians(gaussian_of(a), gaussian_of(b))
 
 
-def extrapolated_frechet(a: FirstFeatures, b: SecondFeatures) -> float:
+def extrapolated_frechet(a: AnyRows, b: AnyRows) -> float:
     """The squared Frechet distance that endless pictures like ``a`` would have, about.
 
     Its bias falls with 1 / count and grows with the spread of ``a``, so of few pictures the least
@@ -74,23 +57,33 @@ def extrapolated_frechet(a: FirstFeatures, b: SecondFeatures) -> float:
     """
     shuffled = torch.randperm(len(a), generator=torch.Generator().manual_seed(HALVES_SEED))
     first, second = a[shuffled.to(a.device)].chunk(2)
-    halves = frechet_distance(first, b) + frechet_distance(second, b)
-    return 2 * frechet_distance(a, b) - halves / 2
+    reference = gaussian_of(b)
+    whole, *halves = (_distances(gaussian_of(rows), reference) for rows in (a, first, second))
+    return (2 * whole - sum(halves) / 2).item()
 
 
 def frechet_of_gaussians(a: Gaussian, b: Gaussian) -> float:
-    """|m_a - m_b|² + tr(S_a + S_b - 2 (S_a^½ S_b S_a^½)^½), from statistics."""
+    """|m_a - m_b|² + tr(S_a + S_b - 2 (S_a^½ S_b S_a^½)^½), from statistics.
+
+    Raises:
+        UserError: a side comes of no more rows than it has features, so that its covariance has
+            directions in which nothing was measured; or the widths differ.
+    """
     if a.mean.shape != b.mean.shape:
         raise UserError(
             f"a Frechet distance compares features of one network, but one side has "
             f"{a.mean.shape[-1]} and the other {b.mean.shape[-1]}; featurise both alike"
         )
+    dim, fewest = a.mean.shape[-1], min(a.count, b.count)
+    if fewest <= dim:
+        raise UserError(
+            f"a Frechet distance of {dim} features needs more than {dim} pictures on each side, "
+            f"but one side has {fewest}; make more, or use the kernel distance"
+        )
     return _distances(a, b).item()
 
 
-def fd_effnet64(
-    a: FirstFeatures, b: SecondFeatures, bootstraps: int = 100, seed: int = 0
-) -> Estimate:
+def fd_effnet64(a: AnyRows, b: AnyRows, bootstraps: int = 100, seed: int = 0) -> Estimate:
     """The Frechet distance after a fixed random projection to 64 dimensions, with an interval.
 
     With n pictures on each side, d dimensions bias a Frechet distance upwards by about d / 2n of
@@ -105,13 +98,14 @@ def fd_effnet64(
     Raises:
         UserError: a side has fewer than 512 pictures.
     """
+    checked_rows(a, b)
     if (fewest := min(len(a), len(b))) < MIN_PICTURES:
         raise UserError(
             f"a Frechet distance needs {MIN_PICTURES} pictures or more on each side, "
             f"but one side has {fewest}; make more pictures"
         )
     matrix = projection(a.shape[1], PROJECTED_DIM, PROJECTION_SEED).to(a.device)
-    a, b = _checked(a) @ matrix, _checked(b) @ matrix
+    a, b = a.double() @ matrix, b.double() @ matrix
     value = frechet_distance(a, b)
     generator = np.random.Generator(np.random.PCG64(seed))
     resampled = _distances(
@@ -142,11 +136,3 @@ def _distances(a: Gaussian, b: Gaussian) -> Float[Tensor, "*many"]:
     trace = (a.cov + b.cov).diagonal(dim1=-2, dim2=-1).sum(-1)
     distances = (a.mean - b.mean).square().sum(-1) + trace - 2 * between
     return distances.clamp(min=0)  # never below 0 but by rounding
-
-
-def _checked(features: Features) -> Features:
-    if len(features) < 2:
-        raise UserError(f"a covariance needs two rows or more, but {len(features)} came")
-    if not features.isfinite().all():
-        raise UserError("features are finite, but these hold NaN or infinity; check the pictures")
-    return features.double()

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cartok.core.errors import UserError
-from cartok.metrics.features import FirstFeatures, SecondFeatures
+from cartok.metrics.features import AnyRows, FirstFeatures, SecondFeatures, checked_rows
 
 KERNEL_BLOCK = 5000
 """Sets up to this size are compared whole, larger ones in blocks."""
@@ -26,7 +26,7 @@ class KernelDistance:
 
 
 def kernel_distance(
-    a: FirstFeatures, b: SecondFeatures, block: int = KERNEL_BLOCK, seed: int = 0
+    a: AnyRows, b: AnyRows, block: int = KERNEL_BLOCK, seed: int = 0
 ) -> KernelDistance:
     """Unbiased squared maximum mean discrepancy under (x · y / d + 1)³.
 
@@ -36,8 +36,9 @@ def kernel_distance(
     both sets, on average no smaller than the true one.
 
     Raises:
-        UserError: a side has fewer than two rows.
+        UserError: a side has fewer than two rows, or the two are no features that compare.
     """
+    checked_rows(a, b)
     if min(len(a), len(b)) < 2:
         raise UserError(
             f"a kernel distance needs two rows or more on each side, but got {len(a)} and {len(b)}"
