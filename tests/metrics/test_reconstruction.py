@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cartok.core.errors import UserError
 from cartok.core.shapes import image_of_pixels
 from cartok.metrics.reconstruction import psnr_db, psnr_db_of_each
 
@@ -41,3 +42,28 @@ def test_differences_that_no_byte_shows_do_not_count():
 
 def test_values_beyond_the_range_are_clipped_as_in_a_file():
     assert psnr_db(torch.full((1, 3, 8, 8), 1.7), flat(255)) == psnr_db(flat(255), flat(255))
+
+
+def test_bytes_and_their_floats_score_alike():
+    a, b = (torch.full((2, 3, 8, 8), value, dtype=torch.uint8) for value in (7, 90))
+    assert psnr_db(a, b) == psnr_db(image_of_pixels(a), b) == psnr_db(flat(7), flat(90))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        (torch.full((1, 3, 8, 8), math.nan), "NaN"),
+        (torch.full((1, 3, 8, 8), 255.0), "reach 255; pass bytes as uint8"),
+        (torch.zeros(1, 1, 8, 8), "convert grey"),
+        (torch.zeros(1, 8, 8, 3), "channels first"),
+        (torch.zeros(0, 3, 8, 8), "these are"),
+        (torch.zeros(1, 3, 8, 9), r"\(1, 3, 8, 9\) and \(1, 3, 8, 8\); pair and crop"),
+        (torch.zeros(2, 3, 8, 8), r"\(2, 3, 8, 8\) and \(1, 3, 8, 8\)"),
+    ],
+)
+def test_what_is_no_picture_like_its_target_is_refused_in_one_line(pictures, message):
+    with pytest.raises(UserError, match=message) as error:
+        psnr_db(pictures, flat(9))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError):
+        psnr_db(flat(9), pictures)

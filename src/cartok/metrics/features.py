@@ -55,10 +55,35 @@ def pixel_batches(pictures: Pictures) -> Iterator[Tensor]:
     """Batches of ``Pixels``; a single tensor is one batch.
 
     Raises:
-        UserError: a batch is not RGB, neither bytes nor floats in [-1, 1], or not finite.
+        UserError: a batch is none of pictures: see ``checked_pixels``.
     """
     for part in [pictures] if isinstance(pictures, Tensor) else pictures:
-        yield _checked_pixels(part)
+        yield checked_pixels(part)
+
+
+def checked_pixels(pictures: Tensor) -> Pixels:
+    """The bytes of one batch of pictures.
+
+    Raises:
+        UserError: it is not RGB, neither bytes nor floats in [-1, 1], or not finite.
+    """
+    shape, dtype = tuple(pictures.shape), pictures.dtype
+    if len(shape) != 4 or shape[1] != 3 or 0 in shape:
+        raise UserError(
+            f"pictures are (batch, 3, height, width) in RGB, but these are {shape}; "
+            "convert grey or RGBA pictures to RGB, and put channels first"
+        )
+    if dtype == torch.uint8:
+        return pictures
+    if not dtype.is_floating_point:
+        raise UserError(f"pictures are uint8 or float, but these are {dtype}; use uint8 for bytes")
+    if not pictures.isfinite().all():
+        raise UserError("pictures are finite, but these hold NaN or infinity; see what made them")
+    if (reach := pictures.abs().max().item()) > 2:  # a decoder may overshoot 1; bytes reach 255
+        raise UserError(
+            f"float pictures lie in [-1, 1], but these reach {reach:.4g}; pass bytes as uint8"
+        )
+    return pixels_of(pictures)
 
 
 def content_hash(pixels: Pixels) -> str:
@@ -129,23 +154,3 @@ def projection(dim_in: int, dim_out: int = 64, seed: int = 0) -> Float[Tensor, "
 def _device_of(network: nn.Module) -> torch.device:
     tensors = itertools.chain(network.parameters(), network.buffers())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
-
-
-def _checked_pixels(pictures: Tensor) -> Pixels:
-    shape, dtype = tuple(pictures.shape), pictures.dtype
-    if len(shape) != 4 or shape[1] != 3 or 0 in shape:
-        raise UserError(
-            f"pictures are (batch, 3, height, width) in RGB, but these are {shape}; "
-            "convert grey or RGBA pictures to RGB, and put channels first"
-        )
-    if dtype == torch.uint8:
-        return pictures
-    if not dtype.is_floating_point:
-        raise UserError(f"pictures are uint8 or float, but these are {dtype}; use uint8 for bytes")
-    if not pictures.isfinite().all():
-        raise UserError("pictures are finite, but these hold NaN or infinity; see what made them")
-    if (reach := pictures.abs().max().item()) > 2:  # a decoder may overshoot 1; bytes reach 255
-        raise UserError(
-            f"float pictures lie in [-1, 1], but these reach {reach:.4g}; pass bytes as uint8"
-        )
-    return pixels_of(pictures)
