@@ -28,7 +28,7 @@ SMALLEST_MS = (WINDOW - 1) * 2 ** (len(SCALE_WEIGHTS) - 1) + 1
 """Pixels across that leave one window at the coarsest scale: 161."""
 
 AT_ONCE = 8
-"""Pictures whose maps are in memory at a time: 20 ms a picture of 256 pixels on one core."""
+"""Pictures whose maps are in memory at a time: 30 ms a picture of 256 pixels on one core."""
 
 Channels = Float[Tensor, "batch channel _ _"]
 """Maps of any size, which windows and scales make smaller."""
