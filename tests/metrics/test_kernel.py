@@ -75,3 +75,18 @@ def test_blocks_estimate_the_same_distance_from_sorted_sets():
 def test_one_row_is_refused():
     with pytest.raises(UserError, match="two rows or more on each side, but got 1 and 9"):
         kernel_distance(normal(1, 4, 0), normal(9, 4, 0))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (normal(9, 4, 0), normal(9, 5, 0), "one width, but these have 4 and 5"),
+        (normal(9, 4, 0) * torch.nan, normal(9, 4, 0), "NaN or infinity"),
+        (normal(9, 4, 0).half(), normal(9, 4, 0), "but these are torch.float16"),
+        (normal(9, 4, 0), normal(9, 4, 0)[0], r"these are \(4,\)"),
+    ],
+)
+def test_what_are_no_two_sets_of_features_is_refused_in_one_line(a, b, message):
+    with pytest.raises(UserError, match=message) as error:
+        kernel_distance(a, b)
+    assert "\n" not in str(error.value)
