@@ -83,6 +83,11 @@ def test_one_row_is_refused():
         (normal(9, 4, 0), normal(9, 5, 0), "one width, but these have 4 and 5"),
         (normal(9, 4, 0) * torch.nan, normal(9, 4, 0), "NaN or infinity"),
         (normal(9, 4, 0).half(), normal(9, 4, 0), "but these are torch.float16"),
+        (
+            normal(9, 4, 0),
+            torch.zeros(9, 4, device="meta"),
+            "one device, but these have cpu and meta",
+        ),
         (normal(9, 4, 0), normal(9, 4, 0)[0], r"these are \(4,\)"),
     ],
 )

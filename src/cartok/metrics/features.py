@@ -124,10 +124,6 @@ def checked_rows(*sides: AnyRows, at_least: int = 0) -> None:
                 f"this score needs {at_least} rows or more of each set of features, but one has "
                 f"{len(rows)}; add pictures"
             )
-        if not rows.isfinite().all():
-            raise UserError(
-                "features are finite, but these hold NaN or infinity; check the pictures"
-            )
     for what, found in (
         ("width", [rows.shape[1] for rows in sides]),
         ("device", [str(rows.device) for rows in sides]),
@@ -137,6 +133,8 @@ def checked_rows(*sides: AnyRows, at_least: int = 0) -> None:
                 f"sets of features that are compared have one {what}, but these have "
                 f"{' and '.join(map(str, found))}; featurise both alike"
             )
+    if not all(rows.isfinite().all() for rows in sides):
+        raise UserError("features are finite, but these hold NaN or infinity; check the pictures")
 
 
 def projection(dim_in: int, dim_out: int = 64, seed: int = 0) -> Float[Tensor, "dim_in dim_out"]:
