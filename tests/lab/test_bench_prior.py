@@ -45,12 +45,12 @@ def test_rates_and_shares_are_those_of_the_same_run(measured):
 
 def test_what_is_timed_is_the_recipes_training():
     run, recipe = (
-        run_of(PriorBench(recipe="111m", replay=True), "bf16", True),
+        run_of(PriorBench(recipe="111m", compile=True, replay=True), "bf16", True),
         PRIORS["111m"].build(),
     )
     assert (run.transformer, run.optim) == (recipe.transformer, recipe.optim)
     assert (run.compile, run.loop.replay, run.loop.batch) == (True, True, 64)
-    on_cpu = run_of(PriorBench(recipe="111m", replay=True), "fp32", False)
+    on_cpu = run_of(PriorBench(recipe="111m", compile=True, replay=True), "fp32", False)
     assert not on_cpu.compile
     assert not on_cpu.loop.replay
 

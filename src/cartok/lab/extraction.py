@@ -60,7 +60,7 @@ def run_extract(
         few = {"train": most, "val": most // 10}
         splits = {split: spread(pictures, few[split]) for split, pictures in splits.items()}
     if workers is None:  # on a CPU they would take turns with what encodes
-        workers = min(8, os.cpu_count() or 1) if world.device.type == "cuda" else 0
+        workers = min(16, os.cpu_count() or 1) if world.device.type == "cuda" else 0
     if launch.overwrite:
         _empty_folder(launch.out)
     manifest = extract(

@@ -158,7 +158,7 @@ def extract(arguments: list[str]) -> None:
         batch: int = 128
         """Views that are encoded at once."""
         workers: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-        """Processes that decode ahead; if nothing is given, up to 8 for a GPU, else none."""
+        """Processes that decode ahead; if nothing is given, up to 16 for a GPU, else none."""
         device: str = "auto"
         """auto, cpu, cuda, cuda:N or mps."""
         resume: bool = False
