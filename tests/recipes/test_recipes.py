@@ -75,7 +75,7 @@ def test_a_wrong_name_is_answered_with_the_nearest():
     with pytest.raises(UserError, match="no recipe 'causal-16'; did you mean 'causal-16k'") as e:
         recipe_of(TOKENIZERS, "causal-16")
     assert "\n" not in str(e.value)
-    with pytest.raises(UserError, match="choose one of: demo, toy, 31m"):
+    with pytest.raises(UserError, match="choose one of: demo, toy, small, 31m"):
         recipe_of(PRIORS, "zzzzzz")
 
 
@@ -301,8 +301,8 @@ SIZES = {
 BEYOND = {"1400m": (1411, 1536, 48, 24, 4096), "3100m": (3097, 3200, 24, 32, 8704)}
 
 
-def test_the_priors_are_those_of_the_paper_two_larger_two_small_ones_and_one_by_muon():
-    assert set(PRIORS) == {*SIZES, *BEYOND, "demo", "toy", "111m-muon"}
+def test_the_priors_are_those_of_the_paper_two_larger_three_small_ones_and_one_by_muon():
+    assert set(PRIORS) == {*SIZES, *BEYOND, "demo", "toy", "small", "111m-muon"}
 
 
 def test_only_muons_recipe_moves_matrices_by_it_and_only_the_largest_divides_them():

@@ -51,15 +51,17 @@ class Arm:
     progress: Progress
     splits: Splits | None = None
     """The pictures, where several arms share them once opened."""
+    source: str = ""
+    """A tokenizer that is there already; none: the arm's own, once it has trained."""
 
     def launch(self, part: str) -> Launch:
         """Where a stage of this arm goes."""
         return Launch(out=self.folder / part, device=self.inputs.device, resume=True)
 
     def tokenizer(self) -> Tokenizer:
-        """The trained tokenizer, on the arm's device."""
+        """The arm's tokenizer, on its device."""
         device = World.join(self.inputs.device).device
-        return Tokenizer.from_pretrained(self.folder / "tokenizer").to(device)
+        return Tokenizer.from_pretrained(self.source or self.folder / "tokenizer").to(device)
 
 
 def run_arm(
@@ -97,7 +99,12 @@ def run_stage_one(arm: Arm, recipe: TokenizerRun) -> Scores:
             kind="flip", most=arm.inputs.most_tokenised, title=f"{arm.name} tokens",
             splits=arm.splits,
         )  # fmt: skip
-    return _once(arm.folder / "tokenizer-scores.json", lambda: _tokenizer_scores(arm))
+    record = read_json(arm.folder / "tokenizer" / "record.json", "a record")
+    steps = score_of(record["steps"], "steps", flops=record["flops"])
+    return once(
+        arm.folder / "tokenizer-scores.json",
+        lambda: {"tokenizer_steps": steps} | tokenizer_scores(arm),
+    )
 
 
 def run_stage_two(arm: Arm, recipe: PriorRun, part: str) -> Scores:
@@ -109,7 +116,7 @@ def run_stage_two(arm: Arm, recipe: PriorRun, part: str) -> Scores:
     config = replace(recipe, tokens=str(arm.folder / "tokens"))
     run = run_prior(config, arm.launch(part), arm.progress, f"{arm.name} {part}")
     _stop_if_interrupted(run.is_finished)
-    return _once(
+    return once(
         arm.folder / f"{part}-scores.json",
         lambda: (
             _prior_scores(arm, part)
@@ -119,7 +126,7 @@ def run_stage_two(arm: Arm, recipe: PriorRun, part: str) -> Scores:
     )
 
 
-def _once(path: Path, measure: Callable[[], Scores]) -> Scores:
+def once(path: Path, measure: Callable[[], Scores]) -> Scores:
     """Scores from the file of an earlier try, or measured now and kept there if all are finite."""
     if path.exists():
         return read_json(path, "scores")
@@ -141,7 +148,7 @@ def score_of(value: Number, unit: str, **receipt: Any) -> dict[str, Any]:
     return {"value": value, "unit": unit, "receipt": receipt}
 
 
-def _tokenizer_scores(arm: Arm) -> Scores:
+def tokenizer_scores(arm: Arm) -> Scores:
     """Reconstruction, codes and predictability on held-out pictures."""
     inputs, tokenizer = arm.inputs, arm.tokenizer()
     held, device = inputs.held_image, next(tokenizer.parameters()).device
@@ -158,12 +165,10 @@ def _tokenizer_scores(arm: Arm) -> Scores:
         held_latents = frozen_latents(tokenizer, held.split(64))
         result = probe(train_latents, held_latents, inputs.probe, device)
         tick(3, "")
-    record = read_json(arm.folder / "tokenizer" / "record.json", "a record")
     probed = {"pictures": len(held), "probe_steps": inputs.probe.steps, "split": "validation"}
     counted = {"tokens": codes.numel(), "split": "validation"}
     use = code_use(codes, tokenizer)
     return {
-        "tokenizer_steps": score_of(record["steps"], "steps", flops=record["flops"]),
         "psnr_db": score_of(psnr_db(again, held), "dB", pictures=len(held), split="validation"),
         **named_scores("r", distances),
         "code_usage": score_of(use["code_usage"], "share of codes", **counted),

@@ -31,6 +31,22 @@ def toy() -> PriorRun:
     )
 
 
+def small() -> PriorRun:
+    """5.4M parameters with 512 codes, 6k steps: that of the studies, minutes on a GPU."""
+    return PriorRun(
+        transformer=TransformerConfig(width=256, depth=6, heads=4, dropout=0.1),
+        optim=OptimConfig(
+            lr=1e-3, warmup_steps=500, warmup_from=1e-5, schedule="cosine", weight_decay=0.05
+        ),
+        loop=LoopConfig(
+            steps=6_000, batch=128, precision="bf16", log_every=100, save_every=3_000,
+            replay=True, trackers=(),
+        ),
+        compile=True,
+        evaluations=(EvaluationConfig(name="validation", every=1_000, num=1_024),),
+    )  # fmt: skip
+
+
 def _31m() -> PriorRun:
     """31M parameters, 3 layers (paper, Figure 6; its shape is inferred)."""
     return _paper(width=576, depth=3, heads=9)
@@ -98,5 +114,6 @@ def _paper(width: int, depth: int, heads: int) -> PriorRun:
 
 
 PRIORS = table_of(
-    demo, toy, _31m, _52m, _81m, _111m, _111m_muon, _212m, _343m, _517m, _775m, _1400m, _3100m
+    demo, toy, small, _31m, _52m, _81m, _111m, _111m_muon, _212m, _343m, _517m, _775m, _1400m,
+    _3100m,
 )  # fmt: skip

@@ -14,6 +14,7 @@ from cartok.data.views import View
 from cartok.layers import TransformerConfig
 from cartok.prior.train import PriorRun
 from cartok.recipes.arms import StudyArm, StudyConfig, with_quantizer
+from cartok.recipes.prior import small as small_prior
 from cartok.recipes.yardstick import Yardstick
 from cartok.tokenizer.causal import CausalConfig
 from cartok.tokenizer.codec import CodecConfig
@@ -114,13 +115,13 @@ def cifar_dimensions() -> StudyConfig:
 
 def cifar_claim() -> StudyConfig:
     """The chosen form and the baseline's curve, five seeds (32 px, for a GPU)."""
-    return _claim("cifar-claim", _faster(_tokenizer()), (128, 256, 512), (_prior(),), seeds=5)
+    return _claim("cifar-claim", _faster(_tokenizer()), (128, 256, 512), (small_prior(),), seeds=5)
 
 
 def tiny_claim() -> StudyConfig:
     """The same form on 64 pixels at f=4, three seeds, priors of two sizes (for a GPU)."""
     large = TransformerConfig(width=384, depth=8, heads=6, dropout=0.1)
-    priors = (_prior(), replace(_prior(), transformer=large))
+    priors = (small_prior(), replace(small_prior(), transformer=large))
     codes = (64, 512, 1024)
     return _claim("tiny-claim", _tiny_tokenizer(), codes, priors, seeds=3, held=5_000)
 
@@ -170,7 +171,7 @@ def _study(
     """Without priors, arms are followed by the small one."""
     made = tuple(StudyArm(name=arm, tokenizer=run) for arm, run in arms.items())
     return StudyConfig(
-        name=name, arms=made, priors=priors or (_prior(),), seeds=seeds, first_seed=first_seed,
+        name=name, arms=made, priors=priors or (small_prior(),), seeds=seeds, first_seed=first_seed,
         yardstick=yardstick,
     )  # fmt: skip
 
@@ -234,22 +235,6 @@ def _tiny_tokenizer() -> TokenizerRun:
         model=replace(base.model, codec=codec),
         workers=4,
     )
-
-
-def _prior() -> PriorRun:
-    """5.4M parameters with 512 codes; 6k steps."""
-    return PriorRun(
-        transformer=TransformerConfig(width=256, depth=6, heads=4, dropout=0.1),
-        optim=OptimConfig(
-            lr=1e-3, warmup_steps=500, warmup_from=1e-5, schedule="cosine", weight_decay=0.05
-        ),
-        loop=LoopConfig(
-            steps=6_000, batch=128, precision="bf16", log_every=100, save_every=3_000,
-            replay=True, trackers=(),
-        ),
-        compile=True,
-        evaluations=(EvaluationConfig(name="validation", every=1_000, num=1_024),),
-    )  # fmt: skip
 
 
 def _faster(run: TokenizerRun) -> TokenizerRun:
