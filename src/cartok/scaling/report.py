@@ -19,6 +19,7 @@ from cartok.scaling.claim import claims_of, claims_tables, pairs_of
 from cartok.scaling.figures import demo_figures, run_figures
 from cartok.scaling.measures import ARMS, GROUPS, OTHERS, rows_of
 from cartok.scaling.numbers import shown, signed, span
+from cartok.scaling.orders import orders_of
 from cartok.scaling.study import (
     COLUMNS,
     check_study,
@@ -117,12 +118,15 @@ def _runs_page(folder: Path, records: dict[str, dict]) -> str:
 
 def _study_page(path: Path) -> str:
     study = check_study(read_json(path, "a study"), str(path))
+    large, orders = orders_of(study)
     return _environment().get_template("study.html.jinja").render(
         title=study["name"],
         rows=rows_of_study(study),
         columns=list(COLUMNS.values()),
         warnings=study["warnings"],
         claims=claims_tables(claims_of(study) + pairs_of(study)),
+        large=large,
+        orders=orders,
         figures=study_figures(study),
         learning=learning_figures(study),
         about=_trained_on(study) | study["provenance"] | _made_on(study["runs"]),
