@@ -90,9 +90,33 @@ def recomputed() -> float:
     once, twice = (network(32, 2, drop=0.3, depth=1) for _ in range(2))
     recompute_in_place(twice.blocks)
     wanted = answers_of(once, by_kernels=True)
-    layers.trains_fused = lambda x: False
     assert off(answers_of(once, by_kernels=False), wanted) > 0.1  # other noise
     return off(answers_of(twice, by_kernels=True), wanted)
+
+
+def probed() -> dict[str, bool]:
+    """Whether kernels can run, and whether finding out has left the generator as it was."""
+    before = torch.get_rng_state()
+    layers._kernels_work.cache_clear()
+    can_run = layers._kernels_work(torch.device("cpu"))
+    return {"can run": can_run, "draws nothing": torch.equal(before, torch.get_rng_state())}
+
+
+def evaluated() -> float:
+    """How far a network with dropout is off in evaluation, gradients on."""
+    net = network(32, 2, drop=0.3, depth=1).eval()
+    return off(answers_of(net, by_kernels=True), answers_of(net, by_kernels=False))
+
+
+def partly_frozen() -> float:
+    """How far gradients of the rest are off where a matrix and a gain get none."""
+    net = network(32, 2, depth=1)
+    for weight in (net.blocks[0].feed.down.weight, net.blocks[0].feed_norm.weight):
+        weight.requires_grad_(False)
+    found, wanted = (answers_of(net, by_kernels) for by_kernels in (True, False))
+    given = {name for name, tensor in wanted.items() if tensor is not None}
+    assert {name for name, tensor in found.items() if tensor is not None} == given
+    return off(found, {name: wanted[name] for name in given})
 
 
 def with_a_cache() -> float:
@@ -205,7 +229,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     TRAINS_FUSED = layers.trains_fused
     answers = {name: whole_network(**shape) for name, shape in NETWORKS.items()}
-    answers["can run"] = layers._kernels_work(torch.device("cpu"))
+    answers["probed"] = probed()
+    answers["evaluated"], answers["partly frozen"] = evaluated(), partly_frozen()
     answers["recomputed"], answers["with a cache"] = recomputed(), with_a_cache()
     answers["add and norm"] = {
         f"{used} used, {share} of {dtype} dropped": norm_alone(used, share, dtype)

@@ -15,20 +15,22 @@ import torch
 
 from cartok.layers import TransformerConfig
 from cartok.prior.model import Prior, PriorConfig
-from cartok.sampling import decoding, drawing
+from cartok.sampling import decoding, draw_kernel, drawing
 from cartok.sampling.decoding import FusedDecoder, PlainDecoder
+from cartok.sampling.drawing import codes_at
+from cartok.sampling.guidance import guided
 from cartok.sampling.sampler import Sampler
 
 OTHERS = {"query_key_norm": False, "class_has_key": False}
 
 CASES: dict[str, Any] = {
     "many rows": {"thin": False},
-    "few rows": {"thin": True},
+    "few rows": {"thin": True, "depth": 1},
     "up to 16 rows": {"thin": True, "few": False},
     "heads that fill no power of two": {"thin": True, "few": False, "width": 20, "heads": 1},
     "weights of others": {"thin": True, "few": False} | OTHERS,
     "many rows in float16": {"thin": False, "dtype": torch.float16},
-    "few rows in float16": {"thin": True, "dtype": torch.float16},
+    "few rows in float16": {"thin": True, "depth": 1, "dtype": torch.float16},
     "up to 16 rows in float16": {"thin": True, "few": False, "dtype": torch.float16},
 }
 
@@ -40,9 +42,9 @@ class Painter:
         return tokens[:, None].float()
 
 
-def prior_of(width=16, heads=2, **flags):
+def prior_of(width=16, heads=2, depth=2, **flags):
     torch.manual_seed(0)
-    net = TransformerConfig(width=width, depth=2, heads=heads, hidden_multiple=8)
+    net = TransformerConfig(width=width, depth=depth, heads=heads, hidden_multiple=8)
     config = PriorConfig(
         transformer=net, codebook_size=11, grid=(2, 2), **({"num_classes": 4} | flags)
     )
@@ -72,17 +74,81 @@ def off(thin, few=True, dtype=torch.float32, rows=2, **shape):
 
 
 def tokens_that_differ():
-    """Of all that are drawn, by kernels in batches of two and by the prior as written."""
+    """Of all that are drawn, by kernels and by the prior as written; by what was asked."""
     labels = [0, 1, 2]
     prefixes = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1))
     takes_prefixes = {"num_classes": 0, "prefix_length": 3, "prefix_width": 5}
-    plain = Sampler(prior_of(), Painter()).sample_tokens(labels, 3, 2.0)
-    after = Sampler(prior_of(**takes_prefixes), Painter()).sample_tokens(prefixes, 3)
-    drawing.decoder_of = FusedDecoder
-    fused = Sampler(prior_of(), Painter()).sample_tokens(labels, 3, 2.0, batch=2)
-    fused_after = Sampler(prior_of(**takes_prefixes), Painter()).sample_tokens(prefixes, 3)
-    differ = int((fused != plain).sum()) + int((fused_after != after).sum())
-    return {"of": plain.numel() + after.numel(), "differ": differ}
+    columns = torch.tensor([[1, -1, 2], [-1, 3, -1], [4, -1, -1], [-1, -1, 0]])
+    asked: dict[str, Any] = {
+        "guided": (prior_of(), labels, 2.0, {"batch": 2}),
+        "after prefixes": (prior_of(**takes_prefixes), prefixes, 1.0, {}),
+        "cold, some kept": (  # which do not lie row by row
+            prior_of(), labels, 2.0, {"temperature": 0.3, "kept": columns.t()},
+        ),
+        "filtered": (prior_of(), labels, 2.0, {"top_k": 3}),
+    }  # fmt: skip
+    found = {}
+    for name, (prior, wanted, guidance, options) in asked.items():
+        drawing.decoder_of = PlainDecoder
+        plain = Sampler(prior, Painter()).sample_tokens(wanted, 3, guidance, **options)
+        drawing.decoder_of = FusedDecoder
+        fused = Sampler(prior, Painter()).sample_tokens(wanted, 3, guidance, **options)
+        found[name] = [int((fused != plain).sum()), plain.numel()]
+    return found
+
+
+EDGES = [0.0, 2**-53, 0.25, 0.5, 0.999, 1 - 2**-40]
+
+
+def drawn(logits, scale=None, temperature=1.0, kept=-1):
+    """Of the kernel, in tiles of four codes: codes, whether all was finite, the next vectors.
+
+    And the codes of ``codes_at``. Place 1 of 2 is drawn, at the noises of ``EDGES``.
+    """
+    pictures, codes = len(EDGES), logits.shape[1]
+    noise = torch.tensor(EDGES, dtype=torch.float64)
+    rows, table = logits.shape[0], torch.randn(codes, 6)
+    x, finite = torch.zeros(rows, 6), torch.ones((), dtype=torch.bool)
+    tokens, stays = torch.zeros(pictures, 2, dtype=torch.long), torch.full((pictures, 2), kept)
+    kernel: Any = draw_kernel.draw_kernel
+    kernel[(pictures,)](
+        logits, torch.tensor([9.0, 1.0 if scale is None else scale], dtype=torch.float64),
+        torch.tensor(temperature, dtype=torch.float64),
+        torch.stack([torch.zeros_like(noise), noise], 1).contiguous(), stays, torch.tensor([1]),
+        tokens, table, x, finite, codes, pictures, 2, 6, guided=scale is not None, tile=4, wide=8,
+    )  # fmt: skip
+    scores = logits.double()
+    if scale is not None:
+        scores = guided(*scores.chunk(2), scale)
+    told = table[tokens[:, 1]]
+    assert torch.equal(x, told if scale is None else told.repeat(2, 1))
+    return tokens[:, 1], bool(finite), codes_at(scores / temperature, noise)
+
+
+def draws():
+    """What is claimed of the draw."""
+    torch.manual_seed(0)
+    alike = []
+    for scale in (None, 0.0, -1.5, 1.0, 2.0):
+        for temperature, codes in ((1.0, 1), (1.0, 11), (0.1, 13), (1e-3, 4)):
+            logits = 3 * torch.randn(len(EDGES) * (1 if scale is None else 2), codes)
+            found, finite, wanted = drawn(logits, scale, temperature)
+            alike.append(finite and torch.equal(found, wanted))
+    impossible = torch.tensor([[-2000.0, 0, -2000, 0, 0, -2000, -2000, 1, -2000]])
+    possible = set(drawn(impossible.repeat(len(EDGES), 1))[0].tolist())
+    told = []
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        for row in (2, 8):  # one with its class, one without
+            logits = torch.randn(2 * len(EDGES), 9)
+            logits[row, 7] = bad
+            told.append(not drawn(logits, 1.5)[1])
+    stays = drawn(torch.randn(len(EDGES), 9), kept=5)[0].tolist()
+    return {
+        "alike": alike,
+        "possible": sorted(possible),
+        "non-finite are told": told,
+        "kept": stays,
+    }
 
 
 if __name__ == "__main__":
@@ -90,4 +156,4 @@ if __name__ == "__main__":
     decoding._DEEP = 8  # as the widths are: every program is slow here
     with torch.inference_mode():
         answers = {name: off(**case) for name, case in CASES.items()}
-    print(json.dumps(answers | {"tokens": tokens_that_differ()}))
+    print(json.dumps(answers | {"tokens": tokens_that_differ(), "draws": draws()}))

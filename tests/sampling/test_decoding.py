@@ -44,7 +44,27 @@ def test_kernels_round_no_more_than_the_prior_as_written(answers, rows):
 
 
 def test_kernels_draw_the_same_tokens(answers):
-    assert answers["tokens"] == {"of": 20, "differ": 0}
+    assert len(answers["tokens"]) == 4
+    for name, (differ, of) in answers["tokens"].items():
+        assert (differ, of) == (0, 8 if name == "after prefixes" else 12), name
+
+
+def test_a_draw_is_the_code_at_its_noise_whatever_guidance_and_temperature(answers):
+    assert len(answers["draws"]["alike"]) == 20
+    assert all(answers["draws"]["alike"])
+
+
+def test_a_code_of_probability_nothing_is_not_drawn_even_at_the_ends(answers):
+    assert set(answers["draws"]["possible"]) <= {1, 3, 4, 7}
+    assert {1, 7} <= set(answers["draws"]["possible"])  # noise 0, and all but 1
+
+
+def test_logits_that_are_no_numbers_are_told_with_a_class_or_without(answers):
+    assert answers["draws"]["non-finite are told"] == [True] * 6
+
+
+def test_what_is_kept_is_not_drawn(answers):
+    assert answers["draws"]["kept"] == [5] * 6
 
 
 def test_where_there_is_no_gpu_the_prior_runs_as_it_is_written():

@@ -21,10 +21,21 @@ def assembly(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize(("kernel", "loads"), [("attention", 2), ("gated", 10), ("added", 14)])
-def test_a_kernel_that_starts_early_fetches_what_it_can_before_it_waits(assembly, kernel, loads):
+@pytest.mark.parametrize(
+    ("kernel", "early", "late"),
+    [
+        ("attention", 7, 13),  # position, angles and a tile of the cache; the projection's head
+        ("gated", 15, 10),  # five parts of gate, up and gain; both rows
+        ("added", 16, 28),  # fourteen parts, and what is there already of both rows; both rows
+        ("normed", 10, 10),
+    ],
+)
+def test_a_kernel_that_starts_early_fetches_what_it_can_and_no_more_before_it_waits(
+    assembly, kernel, early, late
+):
     before, after = assembly[kernel].split("griddepcontrol.wait")
-    assert before.count("ld.global") >= loads
+    assert before.count("ld.global") == early
+    assert after.count("ld.global") == late
     assert "griddepcontrol.launch_dependents" in after  # never sooner: see the module's words
     assert "st.global" not in before
 

@@ -205,7 +205,11 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then SwiGLU, each normalised before and added to the stream."""
+    """One layer: attention, then SwiGLU, each normalised before and added to the stream.
+
+    Where ``trains_fused``, norms, ``attention``, ``feed``, ``feed.down`` and ``dropout`` are not
+    called as modules but read: hooks on them, and layers put in their place, have no part then.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -230,7 +234,11 @@ class Block(nn.Module):
         drop = self.dropout.p if self.training else 0.0
         x, normed = fused.add_norm(x, None, 0.0, before.weight, before.eps)
         heads = fused.Turn.apply(
-            attention.qkv(normed), *attention.gains(), rotary, attention.heads, before.eps
+            attention.qkv(normed),
+            *attention.gains(),
+            rotary,
+            attention.heads,
+            getattr(attention.query_norm, "eps", 0.0),
         )
         mixed = _attend(*(part.transpose(1, 2) for part in heads))
         branch = attention.out(mixed.transpose(1, 2).flatten(2))

@@ -84,8 +84,8 @@ def _kernels_work(device: torch.device) -> bool:
         from cartok.sampling.kernels import norm_kernel
 
         kernel: Any = norm_kernel  # triton's own annotations contradict its calls
-        x = torch.zeros(1, 1, device=device)
-        kernel[(1,)](x, x, x, 1, 1.0, early=False, wide=1)
+        x, early = torch.zeros(1, 1, device=device), _starts_early(device)
+        kernel[(1,)](x, x, x, 1, 1.0, early=early, wide=1, **_launch_of(early))
 
     return kernels_work(device, run_one, "sampler")
 
@@ -125,7 +125,7 @@ class FusedDecoder:
         self._is_few = rows <= _FEW
         self._tile, self._warps = _cut_of(rows * net.heads)
         self._early = _starts_early(like.device)
-        self._launch = {"launch_pdl": True} if self._early else {}
+        self._launch = _launch_of(self._early)
         self._stream = like.new_empty(rows, net.width)
 
     def restart(self) -> None:
@@ -229,6 +229,11 @@ def _cut_of(heads: int) -> tuple[int, int]:
     if heads < 128:
         return 128, 4
     return (64, 4) if heads < 512 else (8, 1)
+
+
+def _launch_of(early: bool) -> dict[str, bool]:
+    """Options of a launch; not all GPUs, nor the interpreter, know those of an early start."""
+    return {"launch_pdl": True} if early else {}
 
 
 def _starts_early(device: torch.device) -> bool:

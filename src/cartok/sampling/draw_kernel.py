@@ -12,6 +12,9 @@ def draw_kernel(
 ):  # fmt: skip
     """One picture: guidance, softmax in float64, the code at its noise, and that code's vector.
 
+    As ``drawing.codes_at``, but that the total is added up in another order: noise within an ulp of
+    1 may draw the last possible code where that draws the one before.
+
     ``logits`` row, code, the unconditional rows after the others; ``noise``, ``kept`` and
     ``tokens`` picture, place; ``x`` row, width; ``wide`` is the power of two that holds width.
     """

@@ -5,10 +5,10 @@ kernels. Here attention is one kernel from the projection to the mix; products w
 carry the norm before them and the sum or the gate after them. Arithmetic is float32, storage the
 input's. The position is read from memory, so that one recorded step serves all of them.
 
-``early`` kernels start while the one before still runs and fetch what it does not write, weights
-and the cache, before they wait for it (programmatic dependent launch, from Hopper on). What they
-fetch was written two kernels ago or earlier: a kernel lets the next one start only once its own
-wait is over, and so the one before it is done.
+``early`` kernels start while the one before still runs, and before they wait for it fetch what it
+does not write: products their weights, attention the cache (programmatic dependent launch, from
+Hopper on). What they fetch was written two kernels ago or earlier: a kernel lets the next one start
+only once its own wait is over, and so the one before it is done.
 """
 
 import triton

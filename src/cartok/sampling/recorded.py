@@ -36,8 +36,9 @@ class ToDraw:
         return ToDraw(self.labels[at], self.noise[at], self.scales, self.kept[at])
 
     def copied(self) -> "ToDraw":
-        """The same numbers in places of their own."""
-        return ToDraw(*(getattr(self, field.name).clone() for field in fields(self)))
+        """The same numbers in places of their own, row by row."""
+        rowwise = torch.contiguous_format
+        return ToDraw(*(getattr(self, f.name).clone(memory_format=rowwise) for f in fields(self)))
 
     def put(self, other: "ToDraw") -> None:
         """Another batch's numbers into these places."""
