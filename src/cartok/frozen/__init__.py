@@ -1,11 +1,13 @@
 """Networks we never train: by name, their files checked by hash before anything is loaded.
 
-The judge is never the teacher. Scores come from EfficientNet-Lite0; the perceptual training term
-from EfficientNet-Lite2's early blocks or, as in the paper, from VGG16 (LPIPS). So no tokenizer is
-trained against its own judge. Nothing here has parameters: weights are buffers that no optimizer,
-parameter count or checkpoint sees.
+The judge is never the teacher. Scores come from EfficientNet-Lite0, or from Inception where they
+are to compare with published ones; the perceptual training term from EfficientNet-Lite2's early
+blocks or, as in the paper, from VGG16 (LPIPS). So no tokenizer is trained against its own judge.
+Nothing here has parameters: weights are buffers that no optimizer, parameter count or checkpoint
+sees.
 """
 
+from pathlib import Path
 from typing import Literal
 
 from torch import nn
@@ -20,12 +22,23 @@ from cartok.frozen.efficientnet import (
     PerceptualDistance,
     read_network,
 )
+from cartok.frozen.inception_v3 import Inception, InceptionFeatures, inception_of
 from cartok.frozen.lpips import LPIPS, lpips_of
 from cartok.frozen.network import FeatureMap, Frozen, FrozenConv
-from cartok.frozen.weights import DINOV2_SMALL, LITE0, LITE2, VGG16, Weights, find, read_weights
+from cartok.frozen.weights import (
+    DINOV2_SMALL,
+    INCEPTION,
+    LITE0,
+    LITE2,
+    VGG16,
+    Weights,
+    find,
+    read_weights,
+)
 
 __all__ = [
     "DINOV2_SMALL",
+    "INCEPTION",
     "LITE0",
     "LITE2",
     "LPIPS",
@@ -37,6 +50,8 @@ __all__ = [
     "FeatureMap",
     "Frozen",
     "FrozenConv",
+    "Inception",
+    "InceptionFeatures",
     "Lite0Features",
     "PerceptualDistance",
     "Teacher",
@@ -44,6 +59,7 @@ __all__ = [
     "Weights",
     "dino_of",
     "find",
+    "inception",
     "judge",
     "lpips_of",
     "read_network",
@@ -61,6 +77,13 @@ TEACHERS: dict[str, Weights] = {"effnet-lite2": LITE2, "lpips-vgg": VGG16}
 def judge(size: int = 96) -> Lite0Features:
     """The network whose features scores are made of; ``size`` is 96 in the demo, 224 in full."""
     return Lite0Features(size)
+
+
+def inception(
+    path: Path | None = None, random_weights: bool = False, tf32: bool = False
+) -> Inception:
+    """The network whose features published scores are made of; see ``inception_of``."""
+    return inception_of(path, random_weights, tf32)
 
 
 def teacher(network: str = "effnet-lite2", weights: str = "") -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cartok.core.config import nearest
 from cartok.core.errors import UserError
 from cartok.core.shapes import Image, Sequence
-from cartok.frozen.network import Frozen
+from cartok.frozen.network import Frozen, freeze
 from cartok.frozen.weights import (
     DINOV2_SMALL,
     Weights,
@@ -89,7 +89,7 @@ class DinoFeatures(Frozen):
         self.network = network
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(DEVIATION).view(3, 1, 1), persistent=False)
-        _make_buffers(self.network)
+        freeze(self.network)
         self.eval()
 
     def forward(self, image: Image) -> TokenFeatures:
@@ -142,11 +142,3 @@ def _fill(network: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
                 f"but is {here or 'absent'}; give the published file or timm's"
             )
     network.load_state_dict(found, strict=True, assign=True)
-
-
-def _make_buffers(network: nn.Module) -> None:
-    """Turns parameters into buffers that are not saved, as all frozen networks have them."""
-    for module in network.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            delattr(module, name)
-            module.register_buffer(name, parameter.detach(), persistent=False)

