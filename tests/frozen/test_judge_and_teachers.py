@@ -49,7 +49,13 @@ def test_a_mistyped_teacher_is_refused_with_the_nearest():
 
 
 @pytest.mark.parametrize(
-    "build", [lambda: judge(32), teacher, lambda: lpips_of(random_weights=True)]
+    "build",
+    [
+        lambda: judge(32),
+        teacher,
+        lambda: lpips_of(random_weights=True),
+        lambda: frozen.inception(random_weights=True),
+    ],
 )
 def test_frozen_networks_show_nothing_to_optimizers_and_checkpoints(build):
     before = torch.get_rng_state()
@@ -69,7 +75,7 @@ def answer_of(program):
 
 def test_optional_packages_are_not_imported_until_asked_for():
     program = "import json, sys, cartok.frozen; print(json.dumps([*sys.modules]))"
-    assert not {"timm", "lpips", "torchvision"} & set(answer_of(program))
+    assert not {"timm", "lpips", "torchvision", "torch_fidelity"} & set(answer_of(program))
 
 
 # Where no shapes are checked: the checks themselves cannot be traced.

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from cartok.core.errors import UserError
 from cartok.frozen import weights as module
 from cartok.frozen.weights import (
+    INCEPTION,
     LITE0,
     LPIPS_HEADS,
     VGG16,
@@ -156,7 +157,8 @@ def test_hashes_are_whole_and_agree_with_the_digits_in_published_names():
     for weights in (value for value in vars(module).values() if isinstance(value, Weights)):
         assert len(weights.sha256) == 64
     assert VGG16.file == f"vgg16-{VGG16.sha256[:8]}.pth"
-    assert VGG16.address.endswith(f"/{VGG16.file}")
+    assert INCEPTION.file == f"weights-inception-2015-12-05-{INCEPTION.sha256[:8]}.pth"
+    assert all(weights.address.endswith(f"/{weights.file}") for weights in (VGG16, INCEPTION))
 
 
 @pytest.mark.parametrize("name", ["own.pth", "own.safetensors"])

@@ -28,6 +28,9 @@ SIDE = 299
 SPATIAL_LAYER, SPATIAL_CHANNELS = "Mixed_6d", 7
 """The layer that sFID reads (``mixed_6/conv:0`` of the graph), and how many channels of it."""
 
+WIDTHS = {"pool": 2048, "spatial": 17 * 17 * SPATIAL_CHANNELS, "logits": 1008}
+"""Features of a picture, by kind."""
+
 
 class InceptionFeatures(NamedTuple):
     """What one pass says of each picture, float32; see ``Inception``."""
