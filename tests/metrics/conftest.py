@@ -1,7 +1,12 @@
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from skimage import data
+
+TINY = Path(__file__).with_name("tiny_inception.py")
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +24,12 @@ def photo_crops():
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
     return crops
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The module ``tiny_inception``, which the ranks' script imports, too."""
+    spec = importlib.util.spec_from_file_location("tiny_inception", TINY)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

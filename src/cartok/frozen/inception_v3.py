@@ -53,6 +53,7 @@ class Inception(Frozen):
     ``logits``: without the last layer's bias, as published Inception Scores take them.
     """
 
+    widths = WIDTHS
     classes: Tensor
 
     def __init__(self, network: Any, weights: Weights, tf32: bool = False):

@@ -55,6 +55,10 @@ class Moments:
             )
         return Gaussian(self.mean, self.scatter / (self.count - 1), self.count)
 
+    def to(self, device: torch.device | str) -> "Moments":
+        """The same on another device."""
+        return Moments(self.count, self.mean.to(device), self.scatter.to(device))
+
 
 def gaussian_of(features: AnyRows) -> Gaussian:
     """The statistics that a Frechet distance needs.

@@ -1,0 +1,229 @@
+"""A stream of pictures through Inception: a batch of them, and a few thousand rows, in memory.
+
+Of several ranks each sees its share of the pictures; what they saw is put together in the order of
+the pictures.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from cartok.core.ahead import sent
+from cartok.core.errors import UserError, warn
+from cartok.core.parallel import World
+from cartok.core.shapes import Features, Pixels
+from cartok.frozen.inception_v3 import Inception, InceptionFeatures
+from cartok.metrics.activations import Activations, Key, Kind, keep, read_kept
+from cartok.metrics.features import Pictures, hash_of_pictures, picture_hashes, pixel_batches
+from cartok.metrics.gaussian import ROWS_AT_ONCE, Moments, joined, joined_over_ranks, moments_of
+from cartok.metrics.row_file import RowFile
+
+MOMENTS: tuple[Kind, ...] = ("pool", "spatial")
+"""The kinds that Frechet distances are of."""
+
+Part = Shaped[Tensor, "row column"]
+
+
+def activations_of(
+    pictures: Pictures,
+    network: Inception,
+    *,
+    kinds: tuple[Kind, ...] = ("pool", "logits"),
+    folder: Path | None = None,
+    name: str = "",
+    batch: int | None = None,
+    world: World | None = None,
+) -> Activations:
+    """What the network says of a set of pictures, from its file in ``folder`` if there is one.
+
+    ``kinds`` are the rows that scores will need: 8 kB a picture for ``pool`` or ``spatial``, 4 for
+    ``logits``; without any only moments are left. ``batch`` is how many pictures the network sees
+    at once; None means 8 on a CPU, 256 elsewhere, if they come in batches of so many.
+
+    Without a folder nothing is looked up or kept. With one, pictures are read once to name them by
+    their bytes and, if they are new, once more. A ``name`` spares the first reading: it has to
+    stand for the pictures' bytes, their order, and all that was done to them.
+
+    Each of several ranks gives its own share of the pictures: see ``share_of``. Rows are whole on
+    the main rank alone. A file counts only if every rank finds it.
+
+    Raises:
+        UserError: there is no picture, something is not a batch of RGB pictures, their sizes
+            differ, or a feature is not finite; or pictures that are read twice are an iterator.
+    """
+    world = world or World()
+    if folder is None:
+        return _seen_by_all(pictures, network, kinds, batch, world, name)
+    if not name and isinstance(pictures, Iterator):
+        raise UserError(
+            "pictures whose features are kept are read twice, but an iterator can be read only "
+            "once; pass a list, a data set or a tensor, or name the pictures"
+        )
+    name = name or _census_of(pictures, world).name
+    key = Key.of(name, network)
+    found = read_kept(folder, key, kinds)
+    if world.any(found is None) or found is None:
+        found = _seen_by_all(pictures, network, kinds, batch, world, name)
+        if world.is_main:
+            keep(folder, found)
+    elif world.is_main:
+        warn(f"{key.network} saw these {found.count:,} pictures before: {folder / key.file}")
+    return found
+
+
+def share_of(count: int, world: World) -> range:
+    """Which of ``count`` pictures a rank is to see; one rank's after the other's, they are all."""
+    return range(count * world.rank // world.size, count * (world.rank + 1) // world.size)
+
+
+@dataclass
+class _Census:
+    """Pictures by the hash of each, in their order; those of a rank, or of all."""
+
+    hashes: list[bytes] = field(default_factory=list)
+    size: tuple[int, int] = (0, 0)
+
+    @property
+    def name(self) -> str:
+        """Stands for the bytes and the order of the pictures."""
+        return hashlib.sha256(repr(self.size).encode() + b"".join(self.hashes)).hexdigest()
+
+    def add(self, pixels: Pixels) -> None:
+        """Takes pictures of the size that those before had."""
+        size = (pixels.shape[2], pixels.shape[3])
+        self._check({size, self.size} if self.hashes else {size})
+        self.size = size
+        self.hashes.extend(picture_hashes(pixels))
+
+    def over(self, world: World, counts: list[int]) -> "_Census":
+        """That of all ranks, on every rank."""
+        if not sum(counts):
+            raise UserError("features need at least one picture, but none came")
+        if world.size == 1:
+            return self
+        sizes = world.gather(torch.tensor([self.size], device=world.device)).tolist()
+        (size,) = self._check({(h, w) for h, w in sizes if h})
+        mine = np.frombuffer(b"".join(self.hashes), np.uint8).reshape(-1, 32)
+        parts = _parts(torch.from_numpy(mine.copy()), counts, world)
+        return _Census([row.tobytes() for part in parts for row in part.numpy()], size)
+
+    @staticmethod
+    def _check(sizes: set[tuple[int, int]]) -> set[tuple[int, int]]:
+        if len(sizes) > 1:
+            raise UserError(
+                f"pictures of a set have one size, but these have {sorted(sizes)}; crop"
+            )
+        return sizes
+
+
+@dataclass
+class _Seen:
+    """What a rank has seen of its share so far."""
+
+    files: dict[Kind, RowFile]
+    moments: dict[Kind, Moments] = field(default_factory=dict)
+    census: _Census = field(default_factory=_Census)
+    waiting: list[InceptionFeatures] = field(default_factory=list)
+    count: int = 0
+
+    @classmethod
+    def of(
+        cls, pictures: Pictures, network: Inception, kinds: tuple[Kind, ...], batch: int | None
+    ) -> "_Seen":
+        """Sends pictures through the network; hashes a batch while a GPU is at work on it."""
+        device = network.classes.device
+        seen = cls({kind: _file_of(network.widths[kind]) for kind in kinds})
+        for kind in MOMENTS:
+            seen.moments[kind] = moments_of(torch.empty(0, network.widths[kind], device=device))
+        for pixels in pixel_batches(pictures):
+            for part in pixels.split(batch or (8 if device.type == "cpu" else 256)):
+                seen.waiting.append(network(sent(part, device)))
+                seen.census.add(part)
+                if sum(len(features.pool) for features in seen.waiting) >= ROWS_AT_ONCE:
+                    seen.settle()
+        seen.settle()
+        return seen
+
+    def settle(self) -> None:
+        """Adds to moments and files what waits."""
+        if not self.waiting:
+            return
+        together = InceptionFeatures(*map(torch.cat, zip(*self.waiting, strict=True)))
+        for kind in MOMENTS:
+            self.moments[kind] = joined([self.moments[kind], moments_of(getattr(together, kind))])
+        for kind, file in self.files.items():
+            file.write(getattr(together, kind).cpu(), at=self.count)
+        self.count += len(together.pool)
+        self.waiting.clear()
+
+
+def _seen_by_all(
+    pictures: Pictures,
+    network: Inception,
+    kinds: tuple[Kind, ...],
+    batch: int | None,
+    world: World,
+    name: str,
+) -> Activations:
+    mine = world.together(lambda: _Seen.of(pictures, network, kinds, batch))
+    counts = _counts(mine.count, world)
+    census = mine.census.over(world, counts)
+    pool, spatial = (joined_over_ranks(mine.moments[kind], world) for kind in MOMENTS)
+    return Activations(
+        key=Key.of(name or census.name, network),
+        hash=hash_of_pictures(census.hashes, census.size),
+        picture_size=census.size,
+        pool=pool.to("cpu"),
+        spatial=spatial.to("cpu"),
+        kept={
+            kind: _rows_of_all(file.mapped(), counts, world) for kind, file in mine.files.items()
+        },
+    )
+
+
+def _census_of(pictures: Pictures, world: World) -> _Census:
+    census = _Census()
+
+    def read() -> None:
+        for pixels in pixel_batches(pictures):
+            census.add(pixels)
+
+    world.together(read)
+    return census.over(world, _counts(len(census.hashes), world))
+
+
+def _counts(count: int, world: World) -> list[int]:
+    return world.gather(torch.tensor([count], device=world.device)).tolist()
+
+
+def _rows_of_all(mine: Features, counts: list[int], world: World) -> Features:
+    """The rows of all ranks, in order, on the main one; on the others, their own."""
+    if world.size == 1:
+        return mine
+    file, firsts = _file_of(mine.shape[1]), [0, *accumulate(counts)]
+    for begin in range(0, max(counts), ROWS_AT_ONCE):
+        here = [min(max(count - begin, 0), ROWS_AT_ONCE) for count in counts]
+        parts = _parts(mine[begin : begin + ROWS_AT_ONCE], here, world)
+        for first, part in zip(firsts, parts if world.is_main else (), strict=False):
+            file.write(part, at=first + begin)
+    return file.mapped() if world.is_main else mine
+
+
+def _parts(mine: Part, counts: list[int], world: World) -> list[Part]:
+    """A part from each rank, of so many rows."""
+    padded = mine.new_zeros(max(counts), mine.shape[1])
+    padded[: len(mine)] = mine
+    everyone = world.gather(padded.to(world.device)).cpu().chunk(world.size)
+    return [part[:count] for part, count in zip(everyone, counts, strict=True)]
+
+
+def _file_of(width: int) -> RowFile:
+    return RowFile(Path(tempfile.gettempdir()), width)
