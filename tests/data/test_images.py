@@ -216,9 +216,9 @@ def test_an_empty_folder_is_refused(tmp_path):
     assert "is empty" in refused(tmp_path)
 
 
-def test_a_file_that_is_no_parquet_is_refused(tmp_path):
-    (tmp_path / "a.zip").write_bytes(b"PK")
-    assert "must be parquet" in refused(tmp_path / "a.zip")
+def test_a_file_that_is_neither_table_nor_archive_is_refused(tmp_path):
+    (tmp_path / "a.rar").write_bytes(b"PK")
+    assert "is parquet, zip or tar" in refused(tmp_path / "a.rar")
 
 
 def test_a_class_with_a_single_picture_is_refused_where_a_tenth_is_held_out(two_classes, picture):

@@ -1,4 +1,4 @@
-"""Pictures in a folder: class subfolders or flat, with or without splits of their own.
+"""Pictures by their paths: class subfolders or flat, with or without splits of their own.
 
 The first folder below the split names the class; how deep the files lie below it does not
 matter. A subfolder is a class when at least one file in it opens as a picture, so no list of
@@ -7,16 +7,16 @@ classes is kept anywhere.
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from cartok.core.errors import UserError
 from cartok.data.listing import NO_CLASS, Listing, check_classes, validation_word
-from cartok.data.stores import FolderStore
+from cartok.data.stores import FolderStore, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,12 @@ def files_below(root: Path) -> list[str]:
 
 
 def folder_listing(root: Path, names: Sequence[str]) -> Listing:
-    """The listing of a folder whose files are ``names``.
+    """The listing of a folder whose files are ``names``; see ``tree_listing``."""
+    return tree_listing(names, partial(FolderStore, root))
+
+
+def tree_listing(names: Sequence[str], store_of: Callable[[list[str]], Store]) -> Listing:
+    """The listing of files by their paths; ``store_of`` makes the store of some of them.
 
     A single split folder counts as no split. Files beside the split folders are no part of the
     data. The classes are those of the training pictures.
@@ -58,14 +63,14 @@ def folder_listing(root: Path, names: Sequence[str]) -> Listing:
     held_word = validation_word(tops)
     words = {"train", held_word} & tops
     files = [file for file in (_file(name, words) for name in names) if file.split or not words]
-    found = _classes_by_split(root, files)
+    found = _classes_by_split(store_of([file.name for file in files]), files)
     train_word = next(iter(words - {held_word}), held_word)
     if len(words) == 2:
         check_classes(found[train_word], found[held_word])
     classes = tuple(sorted(found[train_word]))
     numbers = {name: number for number, name in enumerate(classes)}
     return Listing(
-        store=FolderStore(root, [file.name for file in files]),
+        store=store_of([file.name for file in files]),
         labels=np.array([numbers.get(file.folder, NO_CLASS) if classes else 0 for file in files]),
         classes=classes,
         held=np.array([file.split == held_word for file in files]) if len(words) == 2 else None,
@@ -79,20 +84,20 @@ def _file(name: str, words: set[str]) -> _File:
     return _File(name, split, folders[0] if folders else "")
 
 
-def _classes_by_split(root: Path, files: Sequence[_File]) -> dict[str, set[str]]:
-    members: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for file in files:
-        members[file.split, file.folder].append(file.name)
+def _classes_by_split(store: Store, files: Sequence[_File]) -> dict[str, set[str]]:
+    members: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for row, file in enumerate(files):
+        members[file.split, file.folder].append(row)
     found: dict[str, set[str]] = defaultdict(set)
-    for (split, folder), names in members.items():
-        if folder and any(_opens(root / name) for name in names):
+    for (split, folder), rows in members.items():
+        if folder and any(_opens(store, row) for row in rows):
             found[split].add(folder)
     return found
 
 
-def _opens(path: Path) -> bool:
+def _opens(store: Store, row: int) -> bool:
     try:
-        with Image.open(path):
+        with store.open(row):
             return True
     except Exception:  # decoders fail in any way; each means that this is no picture
         return False

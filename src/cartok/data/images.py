@@ -1,4 +1,4 @@
-"""Any source of pictures, opened: the photographs, a folder, parquet, the hub.
+"""Any source of pictures, opened: the photographs, a folder, an archive, parquet, the hub.
 
 Opening reads headers, not pixels. What cannot be used is counted, named and skipped; more than
 1 % of it stops. Where a source has no validation split, a tenth of it is held out by content.
@@ -18,6 +18,7 @@ from PIL import Image
 
 from cartok.core.errors import UserError
 from cartok.core.progress import Tick
+from cartok.data.archives import tar_listing, zip_listing
 from cartok.data.folder import files_below, folder_listing
 from cartok.data.listing import NO_CLASS, Listing
 from cartok.data.photos import photo_listing
@@ -63,8 +64,8 @@ def open_pictures(source: str | Path, split: Split, *, size: int | None = None) 
     """The pictures of one split of a source.
 
     A source is ``photos`` (the embedded photographs, as crops of ``size``, 32 by default), a
-    folder, a parquet file or a folder of them, or ``hub:owner/name``. With a ``size``, pictures
-    whose short side is below it are skipped too.
+    folder, a zip, a parquet file or tar shard or a folder of them, or ``hub:owner/name``. With a
+    ``size``, pictures whose short side is below it are skipped too.
 
     Raises:
         UserError: there is nothing to open, or more than 1 % of it cannot be used, or a class
@@ -113,18 +114,31 @@ def listing_of(source: str | Path, size: int | None = None) -> Listing:
     path = Path(source)
     if not path.exists():
         raise UserError(
-            f"data is 'photos', hub:owner/name, a folder or a parquet file, but there is no "
-            f"{path}; check the path"
+            f"data is 'photos', hub:owner/name, a folder, or a file of parquet, zip or tar, but "
+            f"there is no {path}; check the path"
         )
     if path.is_file():
-        if path.suffix != ".parquet":
-            raise UserError(f"a data file must be parquet, but got {path}; give its folder")
-        return parquet_listing([path])
+        return _file_listing(path)
     names = files_below(path)
     if not names:
         raise UserError(f"data must hold pictures, but the folder {path} is empty; fill it")
     tables = [path / name for name in names if name.endswith(".parquet")]
-    return parquet_listing(tables) if tables else folder_listing(path, names)
+    if tables:
+        return parquet_listing(tables)
+    if all(name.endswith(".tar") for name in names):
+        return tar_listing([path / name for name in names])
+    return folder_listing(path, names)
+
+
+def _file_listing(path: Path) -> Listing:
+    match path.suffix:
+        case ".parquet":
+            return parquet_listing([path])
+        case ".tar":
+            return tar_listing([path])
+        case ".zip":
+            return zip_listing(path)
+    raise UserError(f"a data file is parquet, zip or tar, but got {path}; give its folder")
 
 
 def headers_of(listing: Listing, rows: Int[np.ndarray, " row"]) -> Headers:

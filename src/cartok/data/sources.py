@@ -1,0 +1,177 @@
+"""Pictures in a fixed order, from whatever holds them: what scoring reads, one at a time.
+
+Files of a folder or a zip come in the order of their names, folders left aside: pictures that were
+drawn with one class after the other then come as they were drawn, and two sets that are named alike
+pair. Shards, tables and arrays come in their own order.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cartok.core.errors import UserError
+from cartok.core.shapes import Pixels
+from cartok.data.archives import ZipStore
+from cartok.data.arrays import (
+    PictureArray,
+    Statistics,
+    has_pictures,
+    picture_array,
+    read_statistics,
+)
+from cartok.data.crops import Crop, cropped
+from cartok.data.images import open_pictures
+from cartok.data.pictures import Fault, Pictures
+from cartok.data.stores import FolderStore
+
+ARRAYS = (".npy", ".npz")
+
+
+class Source(ABC):
+    """Pictures in a fixed order, any number of times, and what a reader should know of them."""
+
+    statistics: dict[str, Statistics]
+    """Stored with the pictures, by the kind of features; often none."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of pictures, readable or not."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Image.Image]:
+        """The readable pictures, RGB."""
+
+    @property
+    @abstractmethod
+    def short_side(self) -> int:
+        """The shortest side of any picture, in pixels."""
+
+    @property
+    def converted(self) -> dict[str, int]:
+        """How many were not RGB, by their mode."""
+        return {}
+
+    @property
+    def skipped(self) -> list[Fault]:
+        """What is left out; pictures that do not decode are known once they have been read."""
+        return []
+
+    def pixels(self, crop: Crop, size: int, batch: int = 64) -> Iterator[Pixels]:
+        """The pictures cut, in batches; ``size`` as in ``cropped``.
+
+        Raises:
+            UserError: pictures differ in size after the cut.
+        """
+        some: list[torch.Tensor] = []
+        for picture in self:
+            some.append(cropped(picture, crop, size))
+            if some[-1].shape != some[0].shape:
+                sizes = " and ".join(f"{s.shape[2]} x {s.shape[1]}" for s in (some[0], some[-1]))
+                raise UserError(f"pictures of a set have one size, but these have {sizes}; crop")
+            if len(some) == batch:
+                yield torch.stack(some)
+                some = []
+        if some:
+            yield torch.stack(some)
+
+
+class FileSource(Source):
+    """Encoded pictures; more than 1 % that cannot be decoded stop the reading."""
+
+    def __init__(self, pictures: Pictures):
+        self.pictures = pictures
+        self.statistics = {}
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        for index in range(len(self)):
+            loaded = self.pictures.load(index)
+            if loaded.index == index:  # a stand-in would be counted twice
+                yield loaded.picture
+
+    @property
+    def short_side(self) -> int:
+        """The shortest side of any picture, in pixels."""
+        return int(self.pictures.short_sides.min())
+
+    @property
+    def converted(self) -> dict[str, int]:
+        """How many were not RGB, by their mode."""
+        return {mode: count for mode, count in self.pictures.modes.items() if mode != "RGB"}
+
+    @property
+    def skipped(self) -> list[Fault]:
+        """What is left out; pictures that do not decode are known once they have been read."""
+        return [*self.pictures.skipped, *self.pictures.broken]
+
+
+class ArraySource(Source):
+    """Pictures of an array on disk, with the statistics beside it."""
+
+    def __init__(self, array: PictureArray, statistics: dict[str, Statistics]):
+        self.array = array
+        self.statistics = statistics
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        for part in self.array.rows():
+            yield from map(Image.fromarray, part)
+
+    @property
+    def short_side(self) -> int:
+        """The shorter side of the pictures, in pixels."""
+        return min(self.array.size)
+
+
+class StatisticsSource(Source):
+    """Statistics without their pictures."""
+
+    def __init__(self, statistics: dict[str, Statistics]):
+        self.statistics = statistics
+
+    def __len__(self) -> int:
+        return 0
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return iter(())
+
+    @property
+    def short_side(self) -> int:
+        """There is no picture."""
+        return 0
+
+
+def open_source(path: str | Path) -> Source:
+    """Opens what is to be scored: whatever ``open_pictures`` takes, all splits, or an array.
+
+    Raises:
+        UserError: there is nothing of the kind, or it is damaged.
+    """
+    suffix = Path(path).suffix
+    if suffix in ARRAYS:
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(
+                f"pictures were expected at {path}, but there is no such file; check it"
+            )
+        statistics = read_statistics(path) if suffix == ".npz" else {}
+        if statistics and not has_pictures(path):
+            return StatisticsSource(statistics)
+        return ArraySource(picture_array(path), statistics)
+    return FileSource(_by_name(open_pictures(path, "all")))
+
+
+def _by_name(pictures: Pictures) -> Pictures:
+    if not isinstance(pictures.store, FolderStore | ZipStore):
+        return pictures
+    paths = [PurePosixPath(pictures.name_of(index)) for index in range(len(pictures))]
+    order = sorted(range(len(paths)), key=lambda index: (paths[index].name, paths[index]))
+    return pictures.subset(np.array(order))
