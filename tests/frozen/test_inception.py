@@ -93,6 +93,13 @@ def test_a_picture_has_the_same_features_in_any_batch(network):
             assert apart(one[0], all_of_them[index]) < 1e-5
 
 
+def test_brightness_that_was_resized_before_is_taken_as_it_is(network):
+    pixels = pictures(1, 299, 299)
+    for one, other in zip(network(pixels.float()), network(pixels), strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(network(pixels + 0.4).pool, network(pixels).pool)
+
+
 def test_autocast_and_gradients_around_it_change_nothing(network):
     pixels = pictures(1, 48, 48)
     with torch.autocast("cpu", torch.bfloat16):
@@ -134,8 +141,10 @@ def test_a_tf32_network_says_so_and_the_programs_own_setting_survives():
         pictures(1, 32, 32)[0],
         pictures(1, 32, 32)[:0],
         pictures(1, 32, 32).permute(0, 2, 3, 1),
+        image_of_pixels(pictures(1, 299, 299)),
+        pictures(1, 32, 32).float(),
     ],
-    ids=["floats", "grey", "no batch", "none", "channels last"],
+    ids=["floats", "grey", "no batch", "none", "channels last", "from -1", "not resized"],
 )
 def test_what_is_no_batch_of_rgb_bytes_is_refused_in_a_line(network, wrong):
     with pytest.raises(UserError, match="Inception sees bytes of RGB pictures") as error:

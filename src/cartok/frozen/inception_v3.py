@@ -18,7 +18,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cartok.core.errors import UserError
 from cartok.core.precision import full_precision
-from cartok.core.shapes import Pixels
 from cartok.frozen.network import FeatureMap, Frozen, freeze
 from cartok.frozen.weights import INCEPTION, Weights, missing_package, read_weights
 
@@ -81,8 +80,10 @@ class Inception(Frozen):
     def forward(self, pixels: Shaped[Tensor, "..."]) -> InceptionFeatures:
         """One row per picture; bytes of RGB pictures of any one size (``Pixels``).
 
+        Floats are taken as brightness of 0 to 255 that was resized before, as clean-fid does.
+
         Raises:
-            UserError: these are no bytes of RGB pictures.
+            UserError: these are no RGB pictures, or floats that are no brightness.
         """
         _check(pixels)
         with full_precision(pixels.device), _rounding(self.tf32):
@@ -168,7 +169,7 @@ def _rounding(tf32: bool) -> Generator[None]:
             setting.fp32_precision = found
 
 
-def _prepared(pixels: Pixels) -> FeatureMap:
+def _prepared(pixels: Shaped[Tensor, "batch 3 height width"]) -> FeatureMap:
     """Resized as TensorFlow 1 does, then (rgb - 128) / 128.
 
     The pixel at 0 stays at 0 and there is no antialiasing: whatever else looks better gives other
@@ -194,7 +195,15 @@ def _places(length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 def _check(pixels: Shaped[Tensor, "..."]) -> None:
     shape = tuple(pixels.shape)
-    if pixels.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or 0 in shape:
+    is_brightness = (
+        pixels.dtype == torch.float32 and shape[2:] == (SIDE, SIDE) and bool((pixels >= 0).all())
+    )
+    if (
+        len(shape) != 4
+        or shape[1] != 3
+        or 0 in shape
+        or not (pixels.dtype == torch.uint8 or is_brightness)
+    ):
         raise UserError(
             f"Inception sees bytes of RGB pictures, (batch, 3, height, width) in uint8, but these "
             f"are {shape} in {pixels.dtype}; turn floats into bytes with pixels_of"
