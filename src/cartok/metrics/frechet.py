@@ -20,12 +20,10 @@ from cartok.core.errors import UserError
 from cartok.core.shapes import Features
 from cartok.metrics.features import AnyRows, checked_rows, projection
 from cartok.metrics.gaussian import Gaussian, gaussian_of
+from cartok.metrics.score import LEVEL
 
 MIN_PICTURES = 512
 """Below this many pictures a Frechet distance says more about their number than about them."""
-
-LEVEL = 0.9
-"""The coverage of the bootstrap interval."""
 
 PROJECTED_DIM = 64
 PROJECTION_SEED = 0
