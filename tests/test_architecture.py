@@ -297,12 +297,12 @@ def test_no_machine_is_named():
 
 
 def test_data_sets_are_named_in_recipes_alone():
-    """And in the names of files that others publish."""
+    """And in the names of files and of protocols that others publish."""
     faults = []
     for name, module in MODULES.items():
         numbers = {n.value for n in ast.walk(module.tree) if isinstance(n, ast.Constant)}
         words = " ".join([*texts_of(module), *names_of(module)]).lower()
-        may_name = module.room == "recipes" or name == "interop.published"
+        may_name = module.room == "recipes" or name in ("interop.published", "metrics.presets")
         if not may_name and (1281167 in numbers or "imagenet" in words):
             faults.append(name)
     assert not faults, listed(faults)

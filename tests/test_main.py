@@ -232,10 +232,10 @@ def test_resume_goes_on_with_a_demo(tmp_path, monkeypatch):
     [["score", "photos", "photos"], ["doctor", "run"], ["guide", "p", "--tokenizer", "t"]],
 )
 def test_an_answer_never_takes_the_place_of_a_folder(question, capsys, tmp_path, monkeypatch):
-    from cartok.lab import diagnosis, guidance, pictures
+    from cartok.lab import diagnosis, guidance, scoring
 
     begun = []
-    monkeypatch.setattr(pictures, "run_score", lambda *a, **k: begun.append(a))
+    monkeypatch.setattr(scoring, "run_score", lambda *a, **k: begun.append(a))
     monkeypatch.setattr(diagnosis, "diagnose", lambda *a: begun.append(a))
     monkeypatch.setattr(guidance, "run_guide", lambda *a: begun.append(a))
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Pictures out of a prior, into a folder; pictures out of folders, into scores."""
+"""Pictures out of a prior, into a folder."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,14 +23,9 @@ from cartok.core.shapes import (
     image_of_pixels,
     pixels_of,
 )
-from cartok.data.batches import all_images
-from cartok.data.images import open_pictures
-from cartok.data.pictures import Pictures
 from cartok.data.stores import reason_of, rgb_of
 from cartok.data.views import View, center_view
 from cartok.lab.evaluations import grid_of_pictures, save_png
-from cartok.metrics.score import Score
-from cartok.metrics.suite import Featurised, featurise, score_pictures
 from cartok.prior.model import Prior
 from cartok.sampling.editing import kept_of, region
 from cartok.sampling.options import SamplingConfig
@@ -173,38 +168,6 @@ def _refuse_used(out: Path, overwrite: bool) -> None:
         )
     if not (out / "samples.json").exists():
         raise UserError(f"{out} holds files but no samples (no samples.json); name another --out")
-
-
-def run_score(
-    generated: str,
-    reference: str,
-    *,
-    size: int,
-    network_size: int,
-    seed: int,
-    device: str,
-    path: Path | None,
-) -> dict[str, Score]:
-    """Scores two sources of pictures; writes them with their receipts to ``path`` if given.
-
-    Raises:
-        UserError: a source has fewer than 512 pictures, or none.
-    """
-    world = World.join(device)
-    made = open_pictures(generated, "all")
-    real = open_pictures(reference, "all")
-    size = size or int(made.short_sides.min())
-    sides = [_featurised(side, size, network_size, world) for side in (made, real)]
-    scores = score_pictures(*sides, size=network_size, seed=seed, device=world.device)
-    if path is not None:
-        write_json(path, {name: score.to_json() for name, score in scores.items()})
-    return scores
-
-
-def _featurised(pictures: Pictures, size: int, network_size: int, world: World) -> Featurised:
-    batches = (pixels_of(batch.image) for batch in all_images(pictures, View(size=size), 64))
-    crop = "central square of the short side, resized"
-    return featurise(batches, size=network_size, crop=crop, device=world.device)
 
 
 def _labels(config: SampleConfig, prior: Prior) -> Labels | Mixtures:

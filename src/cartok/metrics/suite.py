@@ -1,7 +1,8 @@
-"""Pictures to scores: what the demo and ``cartok score`` call, a receipt on every number.
+"""Pictures to scores: what the demo and studies call, a receipt on every number.
 
 The scores are Frechet and kernel distances on EfficientNet-Lite0 features, which install with the
-package. They are not FID or KID, and do not compare with published ones.
+package. They are not FID or KID, and do not compare with published ones. ``cartok score`` measures
+more, by presets: see ``protocol``.
 """
 
 from collections.abc import Iterator
@@ -23,27 +24,19 @@ from cartok.metrics.features import (
     picture_hashes,
     pixel_batches,
 )
-from cartok.metrics.frechet import (
-    LEVEL,
-    MIN_PICTURES,
-    PROJECTED_DIM,
-    PROJECTION_SEED,
-    fd_effnet64,
-    frechet_distance,
+from cartok.metrics.frechet import MIN_PICTURES, frechet_distance
+from cartok.metrics.numbers import (
+    DISTANCE,
+    FULL_FROM,
+    Number,
+    fd_effnet64_number,
+    kernel_number,
 )
-from cartok.metrics.kernel import KERNEL_BLOCK, kernel_distance
+from cartok.metrics.protocol import FIRM_FROM, scores_of
 from cartok.metrics.score import EVALUATOR, Score
 
 KINDS = ("gfd", "rfd", "redrawn", "floor")
 """What is scored: generated pictures, reconstructions, those of redrawn tokens, or real ones."""
-
-BOOTSTRAPS = 100
-
-FULL_FROM = 5_000
-"""Pictures on each side from which 1280 dimensions are scored without projection, too."""
-
-FIRM_FROM = 10_000
-"""Pictures on each side below which every score is marked as indicative."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +92,14 @@ def score_pictures(
     generated, reference = (
         replace(side, features=side.features.to(device)) for side in (generated, reference)
     )
-    scores = {
-        "fd_effnet64": _projected_frechet(generated, reference, seed, receipt),
-        "kd_effnet": _kernel(generated, reference, receipt),
-    }
+    numbers = [
+        fd_effnet64_number(generated.features, reference.features, seed),
+        kernel_number(generated.features, reference.features),
+    ]
     if min(generated.count, reference.count) >= FULL_FROM:
-        scores["fd_effnet"] = _frechet(generated, reference, receipt)
-    return scores
+        value = frechet_distance(generated.features, reference.features)
+        numbers.append(Number("fd{}", value, DISTANCE))
+    return scores_of(numbers, "_effnet", receipt)
 
 
 def featurise(
@@ -149,7 +143,7 @@ def featurise(
         network=network.weights.name,
         network_sha256=network.weights.sha256,
         size=size,
-        precision=_precision(torch.device(device)),
+        precision=precision_of(torch.device(device)),
     )
 
 
@@ -184,35 +178,8 @@ def _receipt(generated: Featurised, reference: Featurised, what: str) -> dict[st
     }
 
 
-def _projected_frechet(
-    generated: Featurised, reference: Featurised, seed: int, receipt: dict[str, Any]
-) -> Score:
-    estimate = fd_effnet64(generated.features, reference.features, BOOTSTRAPS, seed)
-    interval = [estimate.low, estimate.high]
-    bootstrap = {"count": BOOTSTRAPS, "seed": seed, "level": LEVEL, "interval": interval}
-    projection = {"dim": PROJECTED_DIM, "seed": PROJECTION_SEED}
-    own = {"metric": "fd_effnet64", "projection": projection, "bootstrap": bootstrap}
-    return Score(estimate.value, "squared feature distance", own | receipt)
-
-
-def _kernel(generated: Featurised, reference: Featurised, receipt: dict[str, Any]) -> Score:
-    distance = kernel_distance(generated.features, reference.features)
-    own = {
-        "metric": "kd_effnet",
-        "kernel": "(x·y/d + 1)³",
-        "kernel_block": KERNEL_BLOCK,
-        "standard_error": distance.standard_error,
-    }
-    return Score(distance.value, "squared mean discrepancy", own | receipt)
-
-
-def _frechet(generated: Featurised, reference: Featurised, receipt: dict[str, Any]) -> Score:
-    value = frechet_distance(generated.features, reference.features)
-    return Score(value, "squared feature distance", {"metric": "fd_effnet"} | receipt)
-
-
-def _precision(device: torch.device) -> str:
-    """Float32, and on a GPU what cuDNN makes of it."""
+def precision_of(device: torch.device) -> str:
+    """Float32, and on a GPU what cuDNN makes of it: as a receipt of the offline judge says it."""
     if device.type != "cuda":
         return "float32"
     return f"float32, convolutions {torch.backends.cudnn.conv.fp32_precision}"  # type: ignore

@@ -1,17 +1,14 @@
 """The verbs that ask something of what is there: pictures, recipes, models and runs."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from cartok.core.errors import UserError
 from cartok.verbs.arguments import First, Flat, parse, progress_bar
-
-if TYPE_CHECKING:
-    from cartok.metrics.score import Score
+from cartok.verbs.scores import print_scores
 
 
 def inspect(arguments: list[str]) -> None:
@@ -80,14 +77,15 @@ def _inspect_tokens(folder: Path, sheet: Path, num: int, source: str) -> None:
 
 
 def recipes(arguments: list[str]) -> None:
-    """Lists the recipes."""
+    """Lists the recipes, and the presets of scores."""
+    from cartok.metrics.presets import PRESETS
     from cartok.recipes.prior import PRIORS
     from cartok.recipes.study import STUDIES
     from cartok.recipes.tokenizer import TOKENIZERS
 
     @dataclass(frozen=True)
     class Recipes:
-        """Every recipe, one line each."""
+        """Every recipe and every preset of scores, one line each."""
 
     parse(Recipes, arguments, "recipes")
     tables = {"train-tokenizer": TOKENIZERS, "train-prior": PRIORS, "study": STUDIES}
@@ -95,6 +93,9 @@ def recipes(arguments: list[str]) -> None:
         print(f"cartok {verb} {'NAME' if verb == 'study' else 'RECIPE'}")
         for recipe in table.values():
             print(f"  {recipe.name:<16} {recipe.summary}")
+    print("cartok score GENERATED REFERENCE --preset NAME")
+    for preset in PRESETS.values():
+        print(f"  {preset.name:<19} {preset.summary}")
 
 
 def sample(arguments: list[str]) -> None:
@@ -135,42 +136,6 @@ def sample(arguments: list[str]) -> None:
     print(page)
 
 
-def score(arguments: list[str]) -> None:
-    """Scores pictures against reference pictures."""
-    from cartok.core.files import refuse_unwritable
-    from cartok.lab.pictures import run_score
-
-    @dataclass(frozen=True)
-    class Score:
-        """How far pictures are from reference pictures; offline networks, so not FID."""
-
-        generated: First[str]
-        """Pictures: a folder or parquet."""
-        reference: First[str]
-        """Pictures to compare with: the same, or 'photos'."""
-        size: int = 0
-        """Pixels a side that all pictures are brought to; the generated ones', if not given."""
-        network_size: int = 96
-        """Pixels a side that the network sees; 224 is its own."""
-        seed: int = 0
-        """Of the bootstrap."""
-        device: str = "auto"
-        """auto, cpu, cuda, cuda:N or mps."""
-        json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-        """Also write the scores with their receipts to this file."""
-
-    chosen = parse(Score, arguments, "score")
-    if chosen.json is not None:
-        refuse_unwritable(chosen.json)
-    scores = run_score(
-        chosen.generated, chosen.reference, size=chosen.size, network_size=chosen.network_size,
-        seed=chosen.seed, device=chosen.device, path=chosen.json,
-    )  # fmt: skip
-    _print_scores(scores)
-    if chosen.json is None and scores:
-        print(json.dumps(next(iter(scores.values())).receipt))
-
-
 def guide(arguments: list[str]) -> None:
     """Finds the guidance that suits a prior."""
     from cartok.core.files import refuse_unwritable, write_json
@@ -207,7 +172,7 @@ def guide(arguments: list[str]) -> None:
     if found.is_at_end:
         print(f"{found.guidance:g} lies at the end of what was tried; widen --guidances beyond it")
     print(f"other samples at {found.guidance:g} against other training pictures:")
-    _print_scores(found.scores)
+    print_scores(found.scores)
 
 
 def doctor(arguments: list[str]) -> int:
@@ -253,9 +218,3 @@ def report(arguments: list[str]) -> None:
         folder: First[Path]
 
     print(write_report(parse(Report, arguments, "report").folder))
-
-
-def _print_scores(scores: "dict[str, Score]") -> None:
-    for name, value in scores.items():
-        mark = " (indicative)" if value.receipt.get("indicative") else ""
-        print(f"{name:<12} {value.value:.6g} {value.unit}{mark}")
