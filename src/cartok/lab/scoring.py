@@ -17,10 +17,12 @@ from cartok.core.shapes import Pixels
 from cartok.data.arrays import Statistics, write_npz
 from cartok.data.crops import Crop
 from cartok.data.sources import Source, open_source
+from cartok.lab.score_page import copies_of, write_page
 from cartok.metrics.gaussian import gaussian_of
+from cartok.metrics.numbers import METRICS
 from cartok.metrics.pairs import PAIR_METRICS, lpips_metric, pair_numbers, too_small
 from cartok.metrics.presets import Preset, preset_of
-from cartok.metrics.protocol import Sides, score_sides
+from cartok.metrics.protocol import Sides, receipt_of, score_sides
 from cartok.metrics.score import Score
 from cartok.metrics.sides import (
     Extractor,
@@ -87,6 +89,7 @@ def run_score(
     progress: Progress,
     path: Path | None = None,
     npz: Path | None = None,
+    page: Path | None = None,
 ) -> Scored:
     """Scores two sources of pictures; writes the numbers with their receipts to ``path`` if given.
 
@@ -131,6 +134,13 @@ def run_score(
     scores, notes = score_sides(scored, pairs)
     smallest = min(sides[0].picture_size)
     notes = [*_conversions(sides), *too_small(pair_metrics, smallest), *notes]
+    if page is not None:
+        nearest = None
+        if "pool" in sides[1].rows:
+            receipt = receipt_of(METRICS["kd"], scored)
+            nearest, share = copies_of(sides[0].rows["pool"], sides[1].rows["pool"], receipt)
+            scores |= share
+        write_page(page, scores, cuts[0].pixels, cuts[1].pixels, nearest, config.paired)
     if path is not None:
         write_json(path, {name: score.to_json() for name, score in scores.items()})
     if npz is not None:

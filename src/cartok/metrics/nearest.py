@@ -30,8 +30,9 @@ class Nearest:
     def share_closer(self) -> float:
         """Of samples that are more like a reference picture than any other reference picture is.
 
-        One less Alaa et al.'s authenticity (2022, section 3.3). Samples drawn as the reference was
-        have about one half; a model that copies comes near 1.
+        One less Alaa et al.'s authenticity (2022, section 3.3). A model that copies comes near 1.
+        Samples drawn as the reference was have about one half in few dimensions and less in many,
+        where some pictures are near to all: .16 for 700 of CIFAR-10 in 1,280 features.
         """
         return (self.closer < 1).double().mean().item()
 

@@ -64,11 +64,11 @@ def score_sides(sides: Sides, pairs: Sequence[Number] = ()) -> tuple[dict[str, S
             notes.append(f"{name} is left out: the reference is statistics without pictures")
             continue
         numbers = _measured(metric, sides)
-        scores |= scores_of(numbers, _naming(sides), _receipt_of(metric, sides))
+        scores |= scores_of(numbers, _naming(sides), receipt_of(metric, sides))
         notes += [n.note.format(sides.extractor.suffix) for n in numbers if n.note]
     unread = {"network": "none", "network_sha256": "", "size": 0}
     for number in pairs:
-        receipt = _receipt_of(METRICS["kd"], sides) | unread | number.own
+        receipt = receipt_of(METRICS["kd"], sides) | unread | number.own
         scores[number.name] = Score(number.value, number.unit, {"metric": number.name} | receipt)
     return scores, [*notes, *_few(sides)]
 
@@ -101,7 +101,7 @@ def _reference_of(metric: Metric, sides: Sides, device: torch.device) -> Tensor 
     return Gaussian(stored.mean.to(device), stored.cov.to(device), stored.count)
 
 
-def _receipt_of(metric: Metric, sides: Sides) -> dict[str, Any]:
+def receipt_of(metric: Metric, sides: Sides) -> dict[str, Any]:
     """What the numbers of one metric share."""
     preset, ours, theirs = sides.preset, sides.generated, sides.reference
     stored = preset.statistics == "stored" and metric.against == "statistics"

@@ -49,13 +49,15 @@ class Cell:
 
     @property
     def interval(self) -> Interval | None:
-        """From the receipt: over seeds, a bootstrap's, or by a standard error; else ``None``."""
+        """From the receipt: over seeds, a bootstrap's, its own, or by a standard error."""
         if seeds := self.receipt.get("over_seeds"):
             return Interval(*seeds["interval"], f"{seeds.get('level', 0.9):.0%} of seeds")
         bootstrap, error = self.receipt.get("bootstrap"), self.receipt.get("standard_error")
         if isinstance(bootstrap, dict) and "interval" in bootstrap:
             low, high = bootstrap["interval"]
             return Interval(low, high, f"{bootstrap.get('level', 0.9):.0%} bootstrap interval")
+        if interval := self.receipt.get("interval"):
+            return Interval(*interval, "90% interval")
         if error is not None:
             reach = NORMAL_90 * error
             return Interval(self.value - reach, self.value + reach, "90% by the standard error")

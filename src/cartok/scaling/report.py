@@ -1,7 +1,7 @@
-"""The report page of a demo, a study, a run or a folder of runs: one HTML file, complete by itself.
+"""The report page of a demo, a study, a score or of runs: one HTML file, complete by itself.
 
-It reads ``summary.json``, ``study.json``, ``record.json`` and pictures, and computes differences,
-means and one sum.
+It reads ``summary.json``, ``study.json``, ``scores.json``, ``record.json`` and pictures; what it
+computes is differences, means, counts and one sum.
 """
 
 import base64
@@ -20,6 +20,14 @@ from cartok.scaling.figures import demo_figures, run_figures
 from cartok.scaling.measures import ARMS, GROUPS, OTHERS, rows_of
 from cartok.scaling.numbers import shown, signed, span
 from cartok.scaling.orders import orders_of
+from cartok.scaling.scores import (
+    SHEETS,
+    cells_of,
+    manifold_figure,
+    rows_of_scores,
+    shared_of,
+    warnings_of,
+)
 from cartok.scaling.study import (
     COLUMNS,
     check_study,
@@ -45,24 +53,28 @@ PICTURES = {
 
 
 def write_report(folder: str | Path) -> Path:
-    """Writes ``report.html`` into the folder of a demo, a study, a run or of runs; its path.
+    """Writes ``report.html`` into the folder of a demo, a study, a score, or of runs; its path.
 
     Raises:
         UserError: the folder holds none of their files, or one that cannot be read.
     """
     folder = Path(folder)
     is_study = (folder / "study.json").is_file()
-    records = {} if is_study else _records(folder)
+    is_score = (folder / "scores.json").is_file()
+    records = {} if is_study or is_score else _records(folder)
     if is_study:
         page = _study_page(folder / "study.json")
+    elif is_score:
+        page = _score_page(folder)
     elif (folder / "summary.json").is_file():
         page = _demo_page(folder, _read_summary(folder / "summary.json"), records)
     elif records:
         page = _runs_page(folder, records)
     else:
         raise UserError(
-            "a report is made of summary.json, study.json or record.json, but "
-            f"{folder} holds none; give the folder of a demo, a study, or of runs that have ended"
+            "a report is made of summary.json, study.json, scores.json or record.json, but "
+            f"{folder} holds none; give the folder of a demo, a study, a score, or of runs that "
+            "have ended"
         )
     write_text(folder / "report.html", page)
     return folder / "report.html"
@@ -131,6 +143,28 @@ def _study_page(path: Path) -> str:
         learning=learning_figures(study),
         about=_trained_on(study) | study["provenance"] | _made_on(study["runs"]),
         yardstick=study["config"].get("yardstick", {}),
+    )  # fmt: skip
+
+
+def _score_page(folder: Path) -> str:
+    path = folder / "scores.json"
+    cells = cells_of(read_json(path, "scores"), str(path))
+    shared = shared_of(cells)
+    counts = (shared.get("generated_count", "?"), shared.get("reference_count", "?"))
+    sheets = [
+        (heading, words, _embedded(folder / "pictures" / f"{name}.png"))
+        for name, (heading, words) in SHEETS.items()
+        if (folder / "pictures" / f"{name}.png").is_file()
+    ]
+    return _environment().get_template("score.html.jinja").render(
+        title=folder.resolve().name,
+        lead=f"{counts[0]} pictures against {counts[1]}, by the protocol "
+        f"{shared.get('preset', 'of a study')}.",
+        warnings=warnings_of(cells),
+        rows=rows_of_scores(cells),
+        figure=manifold_figure(cells),
+        sheets=sheets,
+        shared=shared,
     )  # fmt: skip
 
 

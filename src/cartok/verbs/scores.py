@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def score(arguments: list[str]) -> None:
     """Scores pictures against reference pictures."""
     from cartok.core.files import refuse_unwritable
+    from cartok.lab.score_page import refuse_page
     from cartok.lab.scoring import ScoreConfig, run_score
 
     @dataclass(frozen=True)
@@ -37,6 +38,9 @@ def score(arguments: list[str]) -> None:
         """Also write the scores with their receipts to this file."""
         npz: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
         """Also write the generated pictures and their statistics as ADM's evaluator reads them."""
+        page: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+        """Also write a page: the scores, samples beside their nearest reference pictures, and with
+        --paired the worst reconstructions."""
         compare: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="A.json B.json")] = ()
         """Score nothing: print by how much the numbers of a second file exceed those of a first."""
 
@@ -49,14 +53,18 @@ def score(arguments: list[str]) -> None:
     for path in (chosen.json, chosen.npz):
         if path is not None:
             refuse_unwritable(path)
+    if chosen.page is not None:
+        refuse_page(chosen.page)
     found = run_score(
         chosen.generated, chosen.reference, chosen.config, chosen.device, progress_bar(),
-        chosen.json, chosen.npz,
+        chosen.json, chosen.npz, chosen.page,
     )  # fmt: skip
     for note in found.notes:
         print(note)
     print_scores(found.scores)
-    if chosen.json is None and found.scores:
+    if chosen.page is not None:
+        print(chosen.page / "report.html")
+    elif chosen.json is None and found.scores:
         import json
 
         print(json.dumps(next(iter(found.scores.values())).receipt))
