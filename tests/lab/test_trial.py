@@ -13,10 +13,11 @@ from cartok.lab import inputs
 from cartok.lab import trial as trial_module
 from cartok.lab.probe import ProbeConfig
 from cartok.lab.trial import TrialConfig, run_trial, usual_trial
-from cartok.metrics import suite
+from cartok.metrics import numbers
 from cartok.recipes.prior import small, toy
 from cartok.recipes.tokenizer import causal_toy
 from cartok.recipes.yardstick import Yardstick
+from cartok.scaling.report import write_report
 from cartok.tokenizer.model import Tokenizer
 
 
@@ -39,7 +40,7 @@ def tried(tokenizers, few_pictures, coarse_look, tmp_path_factory):
     )
     sources = [str(tokenizers / "first" / "tokenizer"), f"other={tokenizers}/second/tokenizer"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(suite, "BOOTSTRAPS", 3)
+        patch.setattr(numbers, "BOOTSTRAPS", 3)
         patch.setattr(inputs, "ProbeConfig", lambda: ProbeConfig(steps=5))  # else half a minute
         found = run_trial(sources, asked, out, "cpu", Progress())
     return out, asked, sources, found
@@ -84,8 +85,24 @@ def test_a_trial_goes_on_and_makes_nothing_twice(tried, monkeypatch):
 
 def test_other_options_in_the_same_folder_are_refused(tried):
     out, asked, sources, _ = tried
-    with pytest.raises(UserError, match="says otherwise than what is asked now"):
+    with pytest.raises(UserError, match="size was 16 there and is 32 now"):
         run_trial(sources, replace(asked, size=32), out, "cpu", Progress())
+
+
+def test_every_source_is_opened_before_anything_is_trained_on_the_first(tried, tmp_path):
+    _, asked, sources, _ = tried
+    with pytest.raises(UserError, match="nowhere"):
+        run_trial([*sources, "nowhere"], asked, tmp_path / "out", "cpu", Progress())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_page_shows_every_tokenizer(tried):
+    out, _, _, found = tried
+    page = write_report(out).read_text()
+    for name, scores in found.items():
+        value = json.dumps(scores["gfd"]["value"])
+        assert f'data-arm="{name}" data-key="gfd" data-value="{value}"' in page
+    assert page.count("data:image/png") == 4  # reconstructions and samples of both
 
 
 def test_another_tokenizer_under_a_name_is_refused(tried, tokenizers):

@@ -16,7 +16,7 @@ from cartok.core.errors import UserError
 from cartok.core.files import finite, read_json, write_json
 from cartok.core.parallel import World
 from cartok.core.progress import Progress
-from cartok.core.run import provenance
+from cartok.core.run import first_difference, provenance
 from cartok.data.images import open_splits
 from cartok.data.tokens import MANIFEST, read_manifest
 from cartok.data.views import View
@@ -26,6 +26,7 @@ from cartok.lab.inputs import Scores, arm_inputs
 from cartok.prior.train import PriorRun
 from cartok.recipes.prior import demo, small
 from cartok.recipes.yardstick import Yardstick
+from cartok.tokenizer.model import Tokenizer
 
 FILE = "trial.json"
 
@@ -71,6 +72,8 @@ def run_trial(
     asked = {"sources": named, "config": dict_of(trial)}
     _refuse_other(out / FILE, asked)
     world, view = World.join(device), View(size=trial.size)
+    for source in named.values():  # before any is trained on
+        Tokenizer.from_pretrained(source).grid_of(view.size, view.size)
     splits = open_splits(trial.data, size=trial.size)
     inputs = arm_inputs(view, splits["train"], splits["val"], world, device, trial.yardstick)
     seen = trial.prior.loop.steps * trial.prior.loop.batch
@@ -147,7 +150,8 @@ def _refuse_other(path: Path, asked: dict[str, Any]) -> None:
         return
     before = read_json(path, "a trial")
     if before.get("config") != asked["config"]:
+        parted = first_difference(before.get("config"), asked["config"])
         raise UserError(
-            f"tokenizers of a trial are put to the same, but {path} says otherwise than what is "
-            "asked now; give the same options, or another --out"
+            f"tokenizers that are compared are put to the same, but to those of {path.parent} was "
+            f"put another: {parted}; give the same options, or another --out"
         )

@@ -22,7 +22,7 @@ def demo() -> PriorRun:
 
 
 def toy() -> PriorRun:
-    """Seconds, for tests."""
+    """Seconds, for tests; its samples mean nothing."""
     return PriorRun(
         transformer=TransformerConfig(width=32, depth=2, heads=2, dropout=0.1, hidden_multiple=32),
         optim=OptimConfig(lr=3e-3, warmup_steps=2, schedule="cosine", weight_decay=0.05),

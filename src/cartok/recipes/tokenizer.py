@@ -183,7 +183,7 @@ def baseline_demo() -> TokenizerRun:
 
 
 def causal_toy() -> TokenizerRun:
-    """Seconds, for tests: 16 px, f=4, 16 tokens of 32 codes, with a critic."""
+    """Seconds, for tests, whose pictures mean nothing: 16 px, f=4, 16 tokens of 32 codes."""
     # Nothing is taken from the demo: tuning that must not move the golden curve of the tests.
     optim = OptimConfig(lr=2e-3, warmup_steps=2, warmup_from=1e-4, schedule="cosine")
     return TokenizerRun(

@@ -38,6 +38,13 @@ from cartok.scaling.study import (
 )
 from cartok.scaling.verdict import gaming_sentence, verdict_of
 
+TRIED = {
+    "tokens": "tokens/image", "codes": "codes", "code_usage": "share of codes used",
+    "psnr_db": "PSNR, dB", "rfd": "rFD", "prior_bits_per_image": "bits/image", "gfd": "gFD",
+    "floor": "floor",
+}  # fmt: skip
+"""Columns of a comparison of tokenizers, by score."""
+
 PICTURES = {
     "Held-out pictures": {
         "inputs": "as they went in",
@@ -61,18 +68,22 @@ def write_report(folder: str | Path) -> Path:
     folder = Path(folder)
     is_study = (folder / "study.json").is_file()
     is_score = (folder / "scores.json").is_file()
-    records = {} if is_study or is_score else _records(folder)
+    is_trial = (folder / "trial.json").is_file()
+    records = {} if is_study or is_score or is_trial else _records(folder)
     if is_study:
         page = _study_page(folder / "study.json")
     elif is_score:
         page = _score_page(folder)
+    elif is_trial:
+        page = _trial_page(folder)
     elif (folder / "summary.json").is_file():
         page = _demo_page(folder, _read_summary(folder / "summary.json"), records)
     elif records:
         page = _runs_page(folder, records)
     else:
         raise UserError(
-            "a report is made of summary.json, study.json, scores.json or record.json, but "
+            "a report is made of summary.json, study.json, scores.json, trial.json or "
+            "record.json, but "
             f"{folder} holds none; give the folder of a demo, a study, a score, or of runs that "
             "have ended"
         )
@@ -165,6 +176,31 @@ def _score_page(folder: Path) -> str:
         figure=manifold_figure(cells),
         sheets=sheets,
         shared=shared,
+    )  # fmt: skip
+
+
+def _trial_page(folder: Path) -> str:
+    path = folder / "trial.json"
+    trial = read_json(path, "a comparison of tokenizers")
+    arms = {
+        arm: cells_of(scores, str(path)) for arm, scores in trial.get("scores", {}).items()
+    }  # fmt: skip
+    pictures = {
+        heading: [
+            (arm, _embedded(sheet))
+            for arm in arms
+            if (sheet := folder / "pictures" / f"{arm}-{name}.png").is_file()
+        ]
+        for name, heading in (("reconstructions", "Reconstructions"), ("samples", "Samples"))
+    }
+    config = trial.get("config", {})
+    about = {"pictures": Path(str(config.get("data", ""))).name, "pixels": config.get("size", 0)}
+    return _environment().get_template("trial.html.jinja").render(
+        title=folder.resolve().name,
+        arms=arms,
+        columns={key: name for key, name in TRIED.items() if all(key in c for c in arms.values())},
+        pictures={heading: shown for heading, shown in pictures.items() if shown},
+        about=about | config.get("yardstick", {}) | trial.get("provenance", {}),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _SHOWN = {
     "tokens": "tokens/image",
     "codes": "codes",
-    "code_usage": "used",
+    "code_usage": "codes used",
     "psnr_db": "PSNR, dB",
     "rfd": "rFD",
     "prior_bits_per_image": "bits/image",
@@ -58,18 +58,35 @@ def probe(arguments: list[str]) -> None:
     found = run_trial(chosen.tokenizers, trial, chosen.out, chosen.device, progress_bar())
     for line in _table(found):
         print(line)
-    print(f"lower rFD, bits and gFD are better; receipts and pictures: {chosen.out / FILE}")
+    first = next(iter(found.values()))
+    rfd, gfd = (first[key]["receipt"] for key in ("rfd", "gfd"))
+    print(
+        f"lower rFD, bits and gFD are better. rFD: {rfd['generated_count']:,} reconstructions and "
+        f"their originals; gFD: {gfd['generated_count']:,} samples at guidance "
+        f"{gfd['guidance']:g} and {gfd['reference_count']:,} training pictures, from which "
+        f"held-out ones are {_cell(first['floor'])}"
+    )
+    if any(receipt.get("indicative") for receipt in (rfd, gfd)):
+        print("indicative: fewer than 10,000 pictures on a side")
+    print(
+        f"receipts, and pictures beside it: {chosen.out / FILE}; a page: cartok report {chosen.out}"
+    )
 
 
 def _table(found: "dict[str, Scores]") -> list[str]:
     rows = [["", *_SHOWN.values()]]
-    rows += [[name, *(_cell(scores[key]) for key in _SHOWN)] for name, scores in found.items()]
+    rows += [
+        [name, *(_cell(scores[key], key == "code_usage") for key in _SHOWN)]
+        for name, scores in found.items()
+    ]
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)) for row in rows]
 
 
-def _cell(score: dict) -> str:
+def _cell(score: dict, is_share: bool = False) -> str:
     """A number, and its interval where it has one."""
+    if is_share:
+        return f"{score['value']:.1%}"
     interval = score["receipt"].get("bootstrap", {}).get("interval")
     shown = f"{score['value']:.4g}"
     return f"{shown} [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else shown
