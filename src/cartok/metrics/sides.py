@@ -15,7 +15,7 @@ from cartok.core.errors import UserError
 from cartok.core.shapes import Features, Pixels, image_of_pixels
 from cartok.data.arrays import Statistics
 from cartok.frozen import Lite0Features
-from cartok.metrics.features import hash_of_pictures, picture_hashes, pixel_batches
+from cartok.metrics.census import Census
 from cartok.metrics.gaussian import Gaussian
 
 CLEAN_SIDE = 299
@@ -125,21 +125,14 @@ def side_of(batches: Iterable[Tensor], extractor: Extractor) -> Side:
     Raises:
         UserError: there is no picture, they differ in size, or they are none.
     """
-    hashes: list[bytes] = []
-    sizes: set[tuple[int, int]] = set()
+    census = Census()
     parts: dict[str, list[Tensor]] = {}
     at_once = 16 if extractor.device.type == "cpu" else 256  # as in ``features_of``
-    for pixels in pixel_batches(batches):
-        hashes.extend(picture_hashes(pixels))
-        sizes.add((pixels.shape[2], pixels.shape[3]))
+    for pixels in census.of(batches):
         for part in pixels.split(at_once):
             for kind, rows in extractor.rows_of(part.to(extractor.device)).items():
                 parts.setdefault(kind, []).append(rows.cpu())
-    if len(sizes) > 1:
-        raise UserError(f"pictures of a set have one size, but these have {sorted(sizes)}; crop")
-    if not hashes:
+    if not parts:
         raise UserError("a score needs at least one picture on each side, but none came")
-    (picture_size,) = sizes
     rows = {kind: torch.cat(some) for kind, some in parts.items()}
-    digest = hash_of_pictures(hashes, picture_size)
-    return Side(rows=rows, count=len(hashes), hash=digest, picture_size=picture_size)
+    return Side(rows=rows, count=len(census.hashes), hash=census.hash, picture_size=census.size)

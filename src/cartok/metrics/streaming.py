@@ -4,8 +4,8 @@ Of several ranks each sees its share of the pictures; what they saw is put toget
 the pictures.
 """
 
-import hashlib
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -19,10 +19,11 @@ from torch import Tensor
 from cartok.core.ahead import sent
 from cartok.core.errors import UserError, warn
 from cartok.core.parallel import World
-from cartok.core.shapes import Features, Pixels
+from cartok.core.shapes import Features
 from cartok.frozen.inception_v3 import Inception, InceptionFeatures
 from cartok.metrics.activations import Activations, Key, Kind, keep, read_kept
-from cartok.metrics.features import Pictures, hash_of_pictures, picture_hashes, pixel_batches
+from cartok.metrics.census import Census, one_size
+from cartok.metrics.features import Pictures, pixel_batches
 from cartok.metrics.gaussian import ROWS_AT_ONCE, Moments, joined, joined_over_ranks, moments_of
 from cartok.metrics.row_file import RowFile
 
@@ -85,52 +86,12 @@ def share_of(count: int, world: World) -> range:
 
 
 @dataclass
-class _Census:
-    """Pictures by the hash of each, in their order; those of a rank, or of all."""
-
-    hashes: list[bytes] = field(default_factory=list)
-    size: tuple[int, int] = (0, 0)
-
-    @property
-    def name(self) -> str:
-        """Stands for the bytes and the order of the pictures."""
-        return hashlib.sha256(repr(self.size).encode() + b"".join(self.hashes)).hexdigest()
-
-    def add(self, pixels: Pixels) -> None:
-        """Takes pictures of the size that those before had."""
-        size = (pixels.shape[2], pixels.shape[3])
-        self._check({size, self.size} if self.hashes else {size})
-        self.size = size
-        self.hashes.extend(picture_hashes(pixels))
-
-    def over(self, world: World, counts: list[int]) -> "_Census":
-        """That of all ranks, on every rank."""
-        if not sum(counts):
-            raise UserError("features need at least one picture, but none came")
-        if world.size == 1:
-            return self
-        sizes = world.gather(torch.tensor([self.size], device=world.device)).tolist()
-        (size,) = self._check({(h, w) for h, w in sizes if h})
-        mine = np.frombuffer(b"".join(self.hashes), np.uint8).reshape(-1, 32)
-        parts = _parts(torch.from_numpy(mine.copy()), counts, world)
-        return _Census([row.tobytes() for part in parts for row in part.numpy()], size)
-
-    @staticmethod
-    def _check(sizes: set[tuple[int, int]]) -> set[tuple[int, int]]:
-        if len(sizes) > 1:
-            raise UserError(
-                f"pictures of a set have one size, but these have {sorted(sizes)}; crop"
-            )
-        return sizes
-
-
-@dataclass
 class _Seen:
     """What a rank has seen of its share so far."""
 
     files: dict[Kind, RowFile]
     moments: dict[Kind, Moments] = field(default_factory=dict)
-    census: _Census = field(default_factory=_Census)
+    census: Census = field(default_factory=Census)
     waiting: list[InceptionFeatures] = field(default_factory=list)
     count: int = 0
 
@@ -175,11 +136,11 @@ def _seen_by_all(
 ) -> Activations:
     mine = world.together(lambda: _Seen.of(pictures, network, kinds, batch))
     counts = _counts(mine.count, world)
-    census = mine.census.over(world, counts)
+    census = _census_of_all(mine.census, counts, world)
     pool, spatial = (joined_over_ranks(mine.moments[kind], world) for kind in MOMENTS)
     return Activations(
         key=Key.of(name or census.name, network),
-        hash=hash_of_pictures(census.hashes, census.size),
+        hash=census.hash,
         picture_size=census.size,
         pool=pool.to("cpu"),
         spatial=spatial.to("cpu"),
@@ -189,15 +150,23 @@ def _seen_by_all(
     )
 
 
-def _census_of(pictures: Pictures, world: World) -> _Census:
-    census = _Census()
+def _census_of(pictures: Pictures, world: World) -> Census:
+    census = Census()
+    world.together(lambda: deque(census.of(pictures), maxlen=0))
+    return _census_of_all(census, _counts(len(census.hashes), world), world)
 
-    def read() -> None:
-        for pixels in pixel_batches(pictures):
-            census.add(pixels)
 
-    world.together(read)
-    return census.over(world, _counts(len(census.hashes), world))
+def _census_of_all(mine: Census, counts: list[int], world: World) -> Census:
+    """That of all ranks, on every rank."""
+    if not sum(counts):
+        raise UserError("features need at least one picture, but none came")
+    if world.size == 1:
+        return mine
+    sizes = world.gather(torch.tensor([mine.size], device=world.device)).tolist()
+    size = one_size({(h, w) for h, w in sizes if h})
+    hashes = np.frombuffer(b"".join(mine.hashes), np.uint8).reshape(-1, 32)
+    parts = _parts(torch.from_numpy(hashes.copy()), counts, world)
+    return Census([row.tobytes() for part in parts for row in part.numpy()], size)
 
 
 def _counts(count: int, world: World) -> list[int]:

@@ -5,25 +5,17 @@ package. They are not FID or KID, and do not compare with published ones. ``cart
 more, by presets: see ``protocol``.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cartok import __version__
 from cartok.core.errors import UserError
 from cartok.core.shapes import Features
 from cartok.frozen import judge
-from cartok.metrics.features import (
-    ROUNDING,
-    Pictures,
-    features_of,
-    hash_of_pictures,
-    picture_hashes,
-    pixel_batches,
-)
+from cartok.metrics.census import Census
+from cartok.metrics.features import ROUNDING, Pictures, features_of
 from cartok.metrics.frechet import MIN_PICTURES, frechet_distance
 from cartok.metrics.numbers import (
     DISTANCE,
@@ -117,28 +109,17 @@ def featurise(
         UserError: fewer than 512 pictures, pictures of several sizes, or no RGB pictures.
     """
     network = judge(size).to(device)
-    hashes: list[bytes] = []
-    sizes: set[tuple[int, int]] = set()
-
-    def noted() -> Iterator[Tensor]:
-        for pixels in pixel_batches(pictures):
-            hashes.extend(picture_hashes(pixels))
-            sizes.add((pixels.shape[2], pixels.shape[3]))
-            yield pixels
-
-    features = features_of(noted(), network)
-    if len(sizes) > 1:
-        raise UserError(f"pictures of a set have one size, but these have {sorted(sizes)}; crop")
+    census = Census()
+    features = features_of(census.of(pictures), network)
     if len(features) < MIN_PICTURES:
         raise UserError(
             f"a score needs {MIN_PICTURES} pictures or more on each side, but one side has "
             f"{len(features)}; make more pictures"
         )
-    (picture_size,) = sizes
     return Featurised(
         features=features,
-        hash=hash_of_pictures(hashes, picture_size),
-        picture_size=picture_size,
+        hash=census.hash,
+        picture_size=census.size,
         crop=crop,
         network=network.weights.name,
         network_sha256=network.weights.sha256,

@@ -1,0 +1,60 @@
+"""Pictures counted, measured and hashed while something else reads them."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from cartok.core.errors import UserError
+from cartok.core.shapes import Pixels
+from cartok.metrics.features import Pictures, hash_of_pictures, picture_hashes, pixel_batches
+
+
+@dataclass
+class Census:
+    """Pictures of one size by the hash of each, in their order."""
+
+    hashes: list[bytes] = field(default_factory=list)
+    size: tuple[int, int] = (0, 0)
+    """Height, width; zeros until the first came."""
+
+    @property
+    def name(self) -> str:
+        """Stands for the bytes and the order of the pictures."""
+        return hashlib.sha256(repr(self.size).encode() + b"".join(self.hashes)).hexdigest()
+
+    @property
+    def hash(self) -> str:
+        """``content_hash`` of the pictures, whatever their order."""
+        return hash_of_pictures(self.hashes, self.size)
+
+    def add(self, pixels: Pixels) -> None:
+        """Takes pictures of the size that those before had.
+
+        Raises:
+            UserError: they have another.
+        """
+        size = (pixels.shape[2], pixels.shape[3])
+        self.size = one_size({size, self.size} if self.hashes else {size})
+        self.hashes.extend(picture_hashes(pixels))
+
+    def of(self, pictures: Pictures) -> Iterator[Pixels]:
+        """The pictures in batches, each taken on its way.
+
+        Raises:
+            UserError: something is not a batch of RGB pictures, or their sizes differ.
+        """
+        for pixels in pixel_batches(pictures):
+            self.add(pixels)
+            yield pixels
+
+
+def one_size(sizes: set[tuple[int, int]]) -> tuple[int, int]:
+    """The only one of the sizes.
+
+    Raises:
+        UserError: there are several.
+    """
+    if len(sizes) > 1:
+        raise UserError(f"pictures of a set have one size, but these have {sorted(sizes)}; crop")
+    (size,) = sizes
+    return size
