@@ -5,22 +5,23 @@ import tarfile
 import zipfile
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import nn
 
 from cartok.__main__ import main
 from cartok.core.errors import UserError
 from cartok.core.progress import Progress
 from cartok.data.arrays import Statistics, read_statistics, write_npz
 from cartok.frozen import Weights
+from cartok.frozen.inception_v3 import Inception, InceptionFeatures
 from cartok.lab import scoring
 from cartok.lab.scoring import ScoreConfig, run_score
 from cartok.metrics import numbers, presets, protocol
+from cartok.metrics.clean_resize import cleanly_resized
 from cartok.metrics.density_coverage import density_coverage
 from cartok.metrics.features import content_hash, projection
 from cartok.metrics.frechet import frechet_distance, frechet_of_gaussians
@@ -31,38 +32,36 @@ from cartok.metrics.kernel import kernel_distance
 from cartok.metrics.numbers import METRICS
 from cartok.metrics.precision_recall import precision_recall
 from cartok.metrics.presets import PRESETS
-from cartok.metrics.sides import STORED_COUNT, cleanly_resized
+from cartok.metrics.sides import STORED_COUNT
 
 QUIET = Progress()
 PUBLISHED = {"precision", "recall", "density", "coverage", "fid", "fid_infinity", "sfid",
              "sfid_infinity", "kid", "is"}  # fmt: skip
 
 
-class Features(NamedTuple):
-    pool: Tensor
-    spatial: Tensor
-    logits: Tensor
-
-
-class SmallInception:
+class SmallInception(Inception):
     """Of Inception's interface, with few features; remembers what it was shown."""
 
-    precision = "float32"
-
     def __init__(self, dim=6, source="an address"):
-        self.weights = Weights("inception", "file", "abc123", source)
-        self.dim = dim
+        nn.Module.__init__(self)
+        self.weights, self.tf32 = Weights("inception", "file", "abc123", source), False
+        self.widths = {"pool": dim, "spatial": 5, "logits": 4}
+        self.register_buffer("classes", torch.zeros(1))
         self.seen = []
 
-    def to(self, device):
-        return self
-
-    def __call__(self, pixels):
+    def forward(self, pixels):
         self.seen.append(pixels.clone())
         generator = torch.Generator().manual_seed(0)
         cells = torch.nn.functional.adaptive_avg_pool2d(pixels.float(), 4).flatten(1) / 64 - 2
-        random = torch.randn(cells.shape[1], self.dim + 5 + 4, generator=generator)
-        return Features(*(cells @ random).split([self.dim, 5, 4], 1))
+        random = torch.randn(cells.shape[1], sum(self.widths.values()), generator=generator)
+        return InceptionFeatures(*(cells @ random).split([*self.widths.values()], 1))
+
+
+@pytest.fixture(autouse=True)
+def kept(monkeypatch, tmp_path):
+    """The folder that keeps features, which is nobody else's."""
+    monkeypatch.setattr(scoring, "default_folder", lambda: tmp_path / "kept")
+    return tmp_path / "kept"
 
 
 def install(monkeypatch, **options):
@@ -118,8 +117,8 @@ def sources(rows, stored, tmp_path):
     )
 
 
-def scored(sources, **config):
-    return run_score(*sources, ScoreConfig(**config), "cpu", QUIET)
+def scored(sources, cache=False, **config):
+    return run_score(*sources, ScoreConfig(cache=cache, **config), "cpu", QUIET)
 
 
 def values(found):
@@ -459,6 +458,66 @@ def test_what_is_written_as_npz_scores_as_what_it_was_written_from(inception, so
     assert stored == pytest.approx(computed, rel=1e-6)
 
 
+# ------------------------------------------------------------------ kept features
+
+
+def test_a_second_scoring_asks_the_network_nothing_and_gives_the_same_scores(
+    inception, sources, caplog
+):
+    first = scored(sources, cache=True, preset=ADM)
+    assert sum(map(len, inception.seen)) == 36 + 30
+    inception.seen.clear()
+    assert not caplog.messages
+    again = scored(sources, cache=True, preset=ADM)
+    assert not inception.seen
+    assert again == first == scored(sources, preset=ADM)
+    assert [message.split(":")[0] for message in caplog.messages] == [
+        "inception saw these 36 pictures before", "inception saw these 30 pictures before"
+    ]  # fmt: skip
+
+
+def test_pictures_that_are_resized_before_the_network_share_nothing_with_others(
+    inception, sources, kept
+):
+    plain, clean = (scored(sources, cache=True, preset=name) for name in ("own-data", "clean"))
+    assert sum(map(len, inception.seen)) == 2 * (36 + 30)
+    assert len([*kept.iterdir()]) == 4
+    assert plain.scores["kid"].value != clean.scores["kid"].value
+    assert plain.scores["kid"].receipt["generated"] == clean.scores["kid"].receipt["generated"]
+    inception.seen.clear()
+    assert scored(sources, cache=True, preset="clean") == clean
+    assert not inception.seen
+
+
+def test_presets_that_show_the_network_the_same_pictures_share_them(inception, sources):
+    scored(sources, cache=True, preset=ADM)
+    inception.seen.clear()
+    assert scored(sources, cache=True, preset="own-data") == scored(sources, preset="own-data")
+    assert sum(map(len, inception.seen)) == 36 + 30  # of the second alone
+
+
+@pytest.mark.parametrize("arguments", [[], ["--no-cache"]])
+def test_features_are_kept_unless_the_verb_is_told_not_to(
+    monkeypatch, sources, kept, capsys, arguments
+):
+    install(monkeypatch)
+    assert main(["score", *sources, "--preset", ADM, *arguments]) == 0
+    assert capsys.readouterr().out.startswith("warning: 30 pictures on one side")
+    assert (len([*kept.iterdir()]) if kept.exists() else 0) == (0 if arguments else 2)
+
+
+def test_a_damaged_file_is_told_and_its_pictures_seen_anew(inception, sources, kept, caplog):
+    first = scored(sources, cache=True, preset=ADM)
+    for path in kept.iterdir():
+        content = bytearray(path.read_bytes())
+        content[-9] ^= 1
+        path.write_bytes(content)
+    inception.seen.clear()
+    assert scored(sources, cache=True, preset=ADM) == first
+    assert sum(map(len, inception.seen)) == 36 + 30
+    assert sum("(damaged); it will be written anew" in line for line in caplog.messages) == 2
+
+
 # ------------------------------------------------------------------ pairs
 
 
@@ -577,7 +636,7 @@ def test_without_the_weights_a_preset_says_so_before_any_picture_is_read(
         raise UserError("inception needs a file; fetch it by hand")
 
     monkeypatch.setattr(scoring.frozen, "inception", missing)
-    monkeypatch.setattr(scoring, "side_of", lambda *_: pytest.fail("pictures were read"))
+    monkeypatch.setattr(scoring, "_side", lambda *_: pytest.fail("pictures were read"))
     assert main(["score", *sources, "--preset", ADM]) == 2
     assert capsys.readouterr().err == "cartok: inception needs a file; fetch it by hand\n"
 

@@ -18,6 +18,7 @@ from cartok.data.arrays import Statistics, write_npz
 from cartok.data.crops import Crop
 from cartok.data.sources import Source, open_source
 from cartok.lab.score_page import copies_of, write_page
+from cartok.metrics.activations import default_folder
 from cartok.metrics.gaussian import gaussian_of
 from cartok.metrics.numbers import METRICS
 from cartok.metrics.pairs import PAIR_METRICS, lpips_metric, pair_numbers, too_small
@@ -29,7 +30,6 @@ from cartok.metrics.sides import (
     Side,
     effnet_extractor,
     inception_extractor,
-    side_of,
     stored_side,
 )
 from cartok.metrics.suite import precision_of
@@ -52,6 +52,8 @@ class ScoreConfig:
     """Pixels a side that the offline network sees; 224 is its own."""
     weights: str = ""
     """A file of Inception's published weights; else they are fetched once."""
+    cache: bool = True
+    """Keep what Inception says of pictures, 20 kB for each, and look it up when they come again."""
     seed: int = 0
     """Of resampling."""
 
@@ -71,14 +73,15 @@ class _Cut:
     source: Source
     crop: Crop
     size: int
+    tick: Tick | None = None
 
-    def pixels(self, tick: Tick | None = None, batch: int = 64) -> Iterator[Pixels]:
+    def __iter__(self) -> Iterator[Pixels]:
         done = 0
-        for pixels in self.source.pixels(self.crop, self.size, batch):
+        for pixels in self.source.pixels(self.crop, self.size):
             yield pixels
             done += len(pixels)
-            if tick is not None:
-                tick(done, "")
+            if self.tick is not None:
+                self.tick(done, "")
 
 
 def run_score(
@@ -121,12 +124,15 @@ def run_score(
         )
     ]
     words = ("generated pictures", "reference pictures")
-    sides = [_side(cut, extractor, progress, word) for cut, word in zip(cuts, words, strict=True)]
+    kept = default_folder() if config.cache else None
+    sides = [
+        _side(cut, extractor, kept, progress, word) for cut, word in zip(cuts, words, strict=True)
+    ]
     pairs = []
     if pair_metrics:
         _refuse_unpaired(sources)  # again: what does not decode is known by now
         with progress.stage("pairs", len(sources[0])) as tick:
-            pairs = pair_numbers(cuts[0].pixels(tick), cuts[1].pixels(), pair_metrics)
+            pairs = pair_numbers(replace(cuts[0], tick=tick), cuts[1], pair_metrics)
     scored = Sides(
         generated=sides[0], reference=sides[1], preset=preset, extractor=extractor,
         seed=config.seed, paired=config.paired, indicative=config.indicative,
@@ -140,11 +146,13 @@ def run_score(
             receipt = receipt_of(METRICS["kd"], scored)
             nearest, share = copies_of(sides[0].rows["pool"], sides[1].rows["pool"], receipt)
             scores |= share
-        write_page(page, scores, cuts[0].pixels, cuts[1].pixels, nearest, config.paired)
+        write_page(
+            page, scores, cuts[0].__iter__, cuts[1].__iter__, nearest, config.paired
+        )
     if path is not None:
         write_json(path, {name: score.to_json() for name, score in scores.items()})
     if npz is not None:
-        write_npz(npz, cuts[0].pixels(), sides[0].count, _statistics(sides[0]))
+        write_npz(npz, cuts[0], sides[0].count, _statistics(sides[0]))
     return Scored(scores, notes)
 
 
@@ -159,7 +167,7 @@ def extractor_of(preset: Preset, config: ScoreConfig, device: torch.device) -> E
         return effnet_extractor(network, precision_of(device))
     path = Path(config.weights) if config.weights else None
     network = frozen.inception(path).to(device)
-    return inception_extractor(network, device, clean=preset.resize == "clean")
+    return inception_extractor(network, preset.resize)
 
 
 def _lpips(device: torch.device) -> Any:
@@ -178,11 +186,13 @@ def _refuse_size(preset: Preset, size: int) -> None:
         )
 
 
-def _side(cut: _Cut, extractor: Extractor, progress: Progress, words: str) -> Side:
+def _side(
+    cut: _Cut, extractor: Extractor, kept: Path | None, progress: Progress, words: str
+) -> Side:
     side = Side()
     if len(cut.source):
         with progress.stage(words, len(cut.source)) as tick:
-            side = side_of(cut.pixels(tick), extractor)
+            side = extractor.side_of(replace(cut, tick=tick), kept)
     source = cut.source
     side = replace(side, converted=source.converted, num_skipped=len(source.skipped))
     return stored_side(side, source.statistics) if source.statistics else side

@@ -25,6 +25,11 @@ from cartok.metrics.gaussian import Moments
 Kind = Literal["pool", "spatial", "logits"]
 """The features of ``InceptionFeatures``."""
 
+KINDS: tuple[Kind, ...] = ("pool", "spatial", "logits")
+
+Resize = Literal["network", "clean"]
+"""What brings pictures to the network's size: itself, or ``cleanly_resized`` before it."""
+
 LAYOUT = 1
 """Rises when files of old would be misread."""
 
@@ -38,14 +43,15 @@ class Key:
     network: str
     network_sha256: str
     precision: str
+    resize: Resize = "network"
     size: int = SIDE
     layout: int = LAYOUT
 
     @classmethod
-    def of(cls, pictures: str, network: Inception) -> "Key":
+    def of(cls, pictures: str, network: Inception, resize: Resize) -> "Key":
         """That of pictures seen by a network."""
         weights = network.weights
-        return cls(pictures, weights.name, weights.sha256, network.precision)
+        return cls(pictures, weights.name, weights.sha256, network.precision, resize)
 
     @property
     def file(self) -> str:
@@ -144,13 +150,12 @@ def _read(path: Path, key: Key) -> Activations:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if {name: _checksum(tensor) for name, tensor in tensors.items()} != about["crc32"]:
         raise ValueError("damaged")
-    kinds: tuple[Kind, ...] = ("pool", "spatial", "logits")
     pool, spatial = (
         Moments(about["count"], tensors[f"{name}.mean"], tensors[f"{name}.scatter"])
         for name in ("pool", "spatial")
     )
     height, width = about["picture_size"]
-    kept = {kind: tensors[f"{kind}.rows"] for kind in kinds if f"{kind}.rows" in tensors}
+    kept = {kind: tensors[f"{kind}.rows"] for kind in KINDS if f"{kind}.rows" in tensors}
     return Activations(key, about["hash"], (height, width), pool, spatial, kept)
 
 

@@ -1,46 +1,24 @@
 """One side of a score: a set of pictures as a network sees it, with what a receipt says of it."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from PIL import Image as Picture
-from torch import Tensor
 
-from cartok.core.errors import UserError
-from cartok.core.shapes import Features, Pixels, image_of_pixels
+from cartok.core.shapes import Features
 from cartok.data.arrays import Statistics
 from cartok.frozen import Lite0Features
+from cartok.frozen.inception_v3 import SIDE, Inception
+from cartok.metrics.activations import KINDS, Resize
 from cartok.metrics.census import Census
+from cartok.metrics.features import Pictures, features_of
 from cartok.metrics.gaussian import Gaussian
-
-CLEAN_SIDE = 299
-"""Pixels a side that clean-fid resizes to."""
+from cartok.metrics.streaming import activations_of
 
 STORED_COUNT = 10**9
 """Pictures behind stored statistics, whose files do not say it: enough for any dimension."""
-
-Brightness = Float[Tensor, "batch 3 side side"]
-"""Pictures as float32 of 0 to 255, which rounding to bytes would change."""
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """A network that scores are made of: bytes to rows of features, by their kind."""
-
-    rows_of: Callable[[Pixels], dict[str, Features]]
-    name: str
-    sha256: str
-    suffix: str
-    """Marks the names of its scores; "" only where they are those that others publish."""
-    size: int
-    """Pixels a side that the network sees."""
-    precision: str
-    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -48,7 +26,7 @@ class Side:
     """A set of pictures as features, and stored statistics if it has some."""
 
     rows: dict[str, Features] = field(default_factory=dict)
-    """By kind (``pool``, ``spatial``, ``logits``); empty without pictures."""
+    """By kind (``pool``, ``spatial``, ``logits``), on the CPU; empty without pictures."""
     stored: dict[str, Gaussian] = field(default_factory=dict)
     """By kind; used only where a preset asks for them."""
     stored_hash: str = ""
@@ -61,10 +39,32 @@ class Side:
     """Files that could not be used."""
 
 
+@dataclass(frozen=True)
+class Extractor:
+    """A network that scores are made of."""
+
+    side_of: Callable[[Pictures, Path | None], Side]
+    """Pictures of one size to their side; with a folder, what is kept there spares the network."""
+    name: str
+    sha256: str
+    suffix: str
+    """Marks the names of its scores; "" only where they are those that others publish."""
+    size: int
+    """Pixels a side that the network sees."""
+    precision: str
+    device: torch.device
+
+
 def effnet_extractor(network: Lite0Features, precision: str) -> Extractor:
-    """The offline judge."""
+    """The offline judge; nothing is kept, for it takes less time than reading pictures twice."""
+
+    def side_of(pictures: Pictures, folder: Path | None) -> Side:
+        census = Census()
+        rows = {"pool": features_of(census.of(pictures), network)}
+        return Side(rows, count=len(census.hashes), hash=census.hash, picture_size=census.size)
+
     return Extractor(
-        rows_of=lambda pixels: {"pool": network(image_of_pixels(pixels))},
+        side_of=side_of,
         name=network.weights.name,
         sha256=network.weights.sha256,
         suffix="_effnet",
@@ -74,38 +74,30 @@ def effnet_extractor(network: Lite0Features, precision: str) -> Extractor:
     )
 
 
-def inception_extractor(network: Any, device: torch.device, *, clean: bool = False) -> Extractor:
-    """Inception, as ``frozen.inception`` gives it; with ``clean`` pictures are resized before.
+def inception_extractor(network: Inception, resize: Resize = "network") -> Extractor:
+    """Inception, as ``frozen.inception`` gives it; ``resize`` is that of ``activations_of``.
 
     Scores bear the names that others publish only on weights that somebody has published.
     """
+    device = network.classes.device
 
-    def rows_of(pixels: Pixels) -> dict[str, Features]:
-        return network(cleanly_resized(pixels) if clean else pixels)._asdict()
+    def side_of(pictures: Pictures, folder: Path | None) -> Side:
+        found = activations_of(
+            pictures, network, kinds=KINDS, resize=resize, folder=folder,
+            batch=16 if device.type == "cpu" else 256,
+        )  # fmt: skip
+        rows: dict[str, Features] = {kind: found.rows(kind) for kind in KINDS}
+        return Side(rows, count=found.count, hash=found.hash, picture_size=found.picture_size)
 
     return Extractor(
-        rows_of=rows_of,
+        side_of=side_of,
         name=network.weights.name,
         sha256=network.weights.sha256,
         suffix="" if network.weights.source else "_own",
-        size=CLEAN_SIDE,
+        size=SIDE,
         precision=network.precision,
         device=device,
     )
-
-
-def cleanly_resized(pixels: Pixels) -> Brightness:
-    """To 299 pixels a side, each channel as floats, by Pillow's antialiased bicubic; clipped.
-
-    Parmar et al. 2022: what is not antialiased scores JPEG and blur by chance.
-    """
-    size = (CLEAN_SIDE, CLEAN_SIDE)
-    channels = [
-        np.asarray(Picture.fromarray(channel).resize(size, Picture.Resampling.BICUBIC))
-        for channel in pixels.cpu().flatten(0, 1).float().numpy()
-    ]
-    resized = torch.from_numpy(np.stack(channels)).clamp(0, 255)
-    return resized.unflatten(0, (-1, 3)).to(pixels.device)
 
 
 def stored_side(side: Side, statistics: dict[str, Statistics]) -> Side:
@@ -117,22 +109,3 @@ def stored_side(side: Side, statistics: dict[str, Statistics]) -> Side:
         mean, cov = torch.from_numpy(found.mean), torch.from_numpy(found.cov)
         stored[kind] = Gaussian(mean, cov, STORED_COUNT)
     return replace(side, stored=stored, stored_hash=digest.hexdigest()[:16])
-
-
-def side_of(batches: Iterable[Tensor], extractor: Extractor) -> Side:
-    """Features, hash, count and size of pictures of one size, read once, a batch at a time.
-
-    Raises:
-        UserError: there is no picture, they differ in size, or they are none.
-    """
-    census = Census()
-    parts: dict[str, list[Tensor]] = {}
-    at_once = 16 if extractor.device.type == "cpu" else 256  # as in ``features_of``
-    for pixels in census.of(batches):
-        for part in pixels.split(at_once):
-            for kind, rows in extractor.rows_of(part.to(extractor.device)).items():
-                parts.setdefault(kind, []).append(rows.cpu())
-    if not parts:
-        raise UserError("a score needs at least one picture on each side, but none came")
-    rows = {kind: torch.cat(some) for kind, some in parts.items()}
-    return Side(rows=rows, count=len(census.hashes), hash=census.hash, picture_size=census.size)

@@ -21,8 +21,9 @@ from cartok.core.errors import UserError, warn
 from cartok.core.parallel import World
 from cartok.core.shapes import Features
 from cartok.frozen.inception_v3 import Inception, InceptionFeatures
-from cartok.metrics.activations import Activations, Key, Kind, keep, read_kept
+from cartok.metrics.activations import Activations, Key, Kind, Resize, keep, read_kept
 from cartok.metrics.census import Census, one_size
+from cartok.metrics.clean_resize import cleanly_resized
 from cartok.metrics.features import Pictures, pixel_batches
 from cartok.metrics.gaussian import ROWS_AT_ONCE, Moments, joined, joined_over_ranks, moments_of
 from cartok.metrics.row_file import RowFile
@@ -38,6 +39,7 @@ def activations_of(
     network: Inception,
     *,
     kinds: tuple[Kind, ...] = ("pool", "logits"),
+    resize: Resize = "network",
     folder: Path | None = None,
     name: str = "",
     batch: int | None = None,
@@ -47,7 +49,8 @@ def activations_of(
 
     ``kinds`` are the rows that scores will need: 8 kB a picture for ``pool`` or ``spatial``, 4 for
     ``logits``; without any only moments are left. ``batch`` is how many pictures the network sees
-    at once; None means 8 on a CPU, 256 elsewhere, if they come in batches of so many.
+    at once; None means 8 on a CPU, 256 elsewhere, if they come in batches of so many. ``resize`` is
+    who brings them to its size; hash and name are those of the pictures before.
 
     Without a folder nothing is looked up or kept. With one, pictures are read once to name them by
     their bytes and, if they are new, once more. A ``name`` spares the first reading: it has to
@@ -60,19 +63,18 @@ def activations_of(
         UserError: there is no picture, something is not a batch of RGB pictures, their sizes
             differ, or a feature is not finite; or pictures that are read twice are an iterator.
     """
-    world = world or World()
+    world, how = world or World(), _How(network, kinds, resize, batch)
     if folder is None:
-        return _seen_by_all(pictures, network, kinds, batch, world, name)
+        return _seen_by_all(pictures, how, world, name)
     if not name and isinstance(pictures, Iterator):
         raise UserError(
             "pictures whose features are kept are read twice, but an iterator can be read only "
             "once; pass a list, a data set or a tensor, or name the pictures"
         )
-    name = name or _census_of(pictures, world).name
-    key = Key.of(name, network)
+    key = Key.of(name or _census_of(pictures, world).name, network, resize)
     found = read_kept(folder, key, kinds)
     if world.any(found is None) or found is None:
-        found = _seen_by_all(pictures, network, kinds, batch, world, name)
+        found = _seen_by_all(pictures, how, world, name)
         if world.is_main:
             keep(folder, found)
     elif world.is_main:
@@ -83,6 +85,16 @@ def activations_of(
 def share_of(count: int, world: World) -> range:
     """Which of ``count`` pictures a rank is to see; one rank's after the other's, they are all."""
     return range(count * world.rank // world.size, count * (world.rank + 1) // world.size)
+
+
+@dataclass(frozen=True)
+class _How:
+    """The arguments of ``activations_of`` that say how pictures are seen."""
+
+    network: Inception
+    kinds: tuple[Kind, ...]
+    resize: Resize
+    batch: int | None
 
 
 @dataclass
@@ -96,17 +108,16 @@ class _Seen:
     count: int = 0
 
     @classmethod
-    def of(
-        cls, pictures: Pictures, network: Inception, kinds: tuple[Kind, ...], batch: int | None
-    ) -> "_Seen":
+    def of(cls, pictures: Pictures, how: _How) -> "_Seen":
         """Sends pictures through the network; hashes a batch while a GPU is at work on it."""
-        device = network.classes.device
-        seen = cls({kind: _file_of(network.widths[kind]) for kind in kinds})
+        network, device = how.network, how.network.classes.device
+        seen = cls({kind: _file_of(network.widths[kind]) for kind in how.kinds})
         for kind in MOMENTS:
             seen.moments[kind] = moments_of(torch.empty(0, network.widths[kind], device=device))
         for pixels in pixel_batches(pictures):
-            for part in pixels.split(batch or (8 if device.type == "cpu" else 256)):
-                seen.waiting.append(network(sent(part, device)))
+            for part in pixels.split(how.batch or (8 if device.type == "cpu" else 256)):
+                shown = cleanly_resized(part) if how.resize == "clean" else part
+                seen.waiting.append(network(sent(shown, device)))
                 seen.census.add(part)
                 if sum(len(features.pool) for features in seen.waiting) >= ROWS_AT_ONCE:
                     seen.settle()
@@ -126,20 +137,13 @@ class _Seen:
         self.waiting.clear()
 
 
-def _seen_by_all(
-    pictures: Pictures,
-    network: Inception,
-    kinds: tuple[Kind, ...],
-    batch: int | None,
-    world: World,
-    name: str,
-) -> Activations:
-    mine = world.together(lambda: _Seen.of(pictures, network, kinds, batch))
+def _seen_by_all(pictures: Pictures, how: _How, world: World, name: str) -> Activations:
+    mine = world.together(lambda: _Seen.of(pictures, how))
     counts = _counts(mine.count, world)
     census = _census_of_all(mine.census, counts, world)
     pool, spatial = (joined_over_ranks(mine.moments[kind], world) for kind in MOMENTS)
     return Activations(
-        key=Key.of(name or census.name, network),
+        key=Key.of(name or census.name, how.network, how.resize),
         hash=census.hash,
         picture_size=census.size,
         pool=pool.to("cpu"),
