@@ -94,6 +94,53 @@ def test_other_pictures_another_order_and_another_size_are_others(seen, tiny, pi
     assert [seen(p)[1] for p in (changed, pixels.flip(0), wide, pixels[:4])] == [5, 5, 5, 4]
 
 
+class Counted:
+    """Batches of pictures that can be read again; counts those that were."""
+
+    def __init__(self, pixels):
+        self.pixels, self.count = pixels, 0
+
+    def __iter__(self):
+        for part in self.pixels.split(1):
+            self.count += 1
+            yield part
+
+
+def test_pictures_are_read_to_name_them_only_if_some_that_begin_alike_are_kept(seen, pixels):
+    reads = []
+    for shown in (pixels, pixels, pixels[:4], pixels[1:]):
+        counted = Counted(shown)
+        seen(counted)
+        reads.append(counted.count - 1)  # the first picture is looked up
+    assert reads == [5, 5, 4 + 4, 4]
+
+
+@pytest.mark.parametrize(("first", "second"), [("network", "clean"), ("clean", "network")])
+def test_pictures_that_are_resized_before_the_network_share_no_file(
+    tiny, pixels, folder, first, second
+):
+    activations_of(pixels, tiny.TinyInception(), folder=folder, resize=first)
+    other = tiny.TinyInception()
+    found = activations_of(pixels, other, folder=folder, resize=second)
+    assert other.pictures_seen == 5
+    same(found, activations_of(pixels, tiny.TinyInception(), resize=second))
+    assert len([*folder.iterdir()]) == 2
+
+
+def test_pictures_that_change_between_two_readings_are_kept_under_what_was_seen(
+    seen, pixels, folder
+):
+    class Changing(Counted):
+        def __iter__(self):
+            yield from super().__iter__()
+            self.pixels = pixels.flip(0)
+
+    seen(pixels[:1])
+    assert seen(Changing(pixels))[1] == 5
+    assert seen(pixels.flip(0))[1] == 0
+    assert seen(pixels)[1] == 5
+
+
 def test_rows_that_were_not_kept_are_made(seen, pixels):
     assert seen(pixels, kinds=("pool",))[1] == 5
     assert seen(pixels, kinds=())[1] == 0

@@ -146,9 +146,7 @@ def run_score(
             receipt = receipt_of(METRICS["kd"], scored)
             nearest, share = copies_of(sides[0].rows["pool"], sides[1].rows["pool"], receipt)
             scores |= share
-        write_page(
-            page, scores, cuts[0].__iter__, cuts[1].__iter__, nearest, config.paired
-        )
+        write_page(page, scores, cuts[0].__iter__, cuts[1].__iter__, nearest, config.paired)
     if path is not None:
         write_json(path, {name: score.to_json() for name, score in scores.items()})
     if npz is not None:

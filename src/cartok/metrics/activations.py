@@ -20,6 +20,7 @@ from cartok.core.errors import UserError, warn
 from cartok.core.files import staged
 from cartok.core.shapes import Features
 from cartok.frozen.inception_v3 import SIDE, Inception
+from cartok.metrics.census import START
 from cartok.metrics.gaussian import Moments
 
 Kind = Literal["pool", "spatial", "logits"]
@@ -57,7 +58,13 @@ class Key:
     def file(self) -> str:
         """The name of the file that keeps them."""
         digest = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
-        return f"{self.network}-{digest[:24]}.safetensors"
+        return f"{self.file_start}{digest[:24]}.safetensors"
+
+    @property
+    def file_start(self) -> str:
+        """What files begin with whose pictures' names begin alike: see ``Census.name``."""
+        start = hashlib.sha256(self.pictures[:START].encode()).hexdigest()
+        return f"{self.network}-{start[:8]}-"
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,11 @@ class Activations:
 def default_folder() -> Path:
     """Beside the weights that are downloaded; deleting it costs time and nothing else."""
     return Path(torch.hub.get_dir()) / "cartok-activations"
+
+
+def has_begun_alike(folder: Path, key: Key) -> bool:
+    """Whether the folder keeps pictures whose first is that of the key's."""
+    return any(path.name.startswith(key.file_start) for path in folder.glob("*.safetensors"))
 
 
 def read_kept(folder: Path, key: Key, kinds: tuple[Kind, ...]) -> Activations | None:

@@ -8,6 +8,9 @@ from cartok.core.errors import UserError
 from cartok.core.shapes import Pixels
 from cartok.metrics.features import Pictures, hash_of_pictures, picture_hashes, pixel_batches
 
+START = 16
+"""Hex digits of a name that the first picture gives."""
+
 
 @dataclass
 class Census:
@@ -19,8 +22,10 @@ class Census:
 
     @property
     def name(self) -> str:
-        """Stands for the bytes and the order of the pictures."""
-        return hashlib.sha256(repr(self.size).encode() + b"".join(self.hashes)).hexdigest()
+        """Stands for the bytes and the order of the pictures; begins with what the first gives."""
+        start = self.hashes[0].hex()[:START] if self.hashes else ""
+        whole = hashlib.sha256(repr(self.size).encode() + b"".join(self.hashes)).hexdigest()
+        return start + whole
 
     @property
     def hash(self) -> str:

@@ -21,7 +21,15 @@ from cartok.core.errors import UserError, warn
 from cartok.core.parallel import World
 from cartok.core.shapes import Features
 from cartok.frozen.inception_v3 import Inception, InceptionFeatures
-from cartok.metrics.activations import Activations, Key, Kind, Resize, keep, read_kept
+from cartok.metrics.activations import (
+    Activations,
+    Key,
+    Kind,
+    Resize,
+    has_begun_alike,
+    keep,
+    read_kept,
+)
 from cartok.metrics.census import Census, one_size
 from cartok.metrics.clean_resize import cleanly_resized
 from cartok.metrics.features import Pictures, pixel_batches
@@ -52,9 +60,10 @@ def activations_of(
     at once; None means 8 on a CPU, 256 elsewhere, if they come in batches of so many. ``resize`` is
     who brings them to its size; hash and name are those of the pictures before.
 
-    Without a folder nothing is looked up or kept. With one, pictures are read once to name them by
-    their bytes and, if they are new, once more. A ``name`` spares the first reading: it has to
-    stand for the pictures' bytes, their order, and all that was done to them.
+    Without a folder nothing is looked up or kept. With one, pictures whose first has been seen
+    before are read to name them by their bytes and, if they are new all the same, once more. A
+    ``name`` spares the first reading: it has to stand for the pictures' bytes, their order, and all
+    that was done to them.
 
     Each of several ranks gives its own share of the pictures: see ``share_of``. Rows are whole on
     the main rank alone. A file counts only if every rank finds it.
@@ -71,14 +80,17 @@ def activations_of(
             "pictures whose features are kept are read twice, but an iterator can be read only "
             "once; pass a list, a data set or a tensor, or name the pictures"
         )
-    key = Key.of(name or _census_of(pictures, world).name, network, resize)
-    found = read_kept(folder, key, kinds)
-    if world.any(found is None) or found is None:
-        found = _seen_by_all(pictures, how, world, name)
-        if world.is_main:
-            keep(folder, found)
-    elif world.is_main:
-        warn(f"{key.network} saw these {found.count:,} pictures before: {folder / key.file}")
+    if name or _may_be_kept(pictures, how, folder, world):
+        key = Key.of(name or _census_of(pictures, world).name, network, resize)
+        found = read_kept(folder, key, kinds)
+        if not world.any(found is None) and found is not None:
+            if world.is_main:
+                path = folder / key.file
+                warn(f"{key.network} saw these {found.count:,} pictures before: {path}")
+            return found
+    found = _seen_by_all(pictures, how, world, name)
+    if world.is_main:
+        keep(folder, found)
     return found
 
 
@@ -152,6 +164,19 @@ def _seen_by_all(pictures: Pictures, how: _How, world: World, name: str) -> Acti
             kind: _rows_of_all(file.mapped(), counts, world) for kind, file in mine.files.items()
         },
     )
+
+
+def _may_be_kept(pictures: Pictures, how: _How, folder: Path, world: World) -> bool:
+    """Whether kept ones begin with the main rank's first picture; yes if that rank has none."""
+
+    def look() -> bool:
+        first = Census()
+        for pixels in pixel_batches(pictures) if world.is_main else ():
+            first.add(pixels[:1])
+            return has_begun_alike(folder, Key.of(first.name, how.network, how.resize))
+        return world.is_main
+
+    return world.any(world.together(look))
 
 
 def _census_of(pictures: Pictures, world: World) -> Census:
