@@ -53,7 +53,8 @@ class ScoreConfig:
     weights: str = ""
     """A file of Inception's published weights; else they are fetched once."""
     cache: bool = True
-    """Keep what Inception says of pictures, 20 kB for each, and look it up when they come again."""
+    """Keep what Inception says of pictures, 20 kB for each and 67 MB for a set, and look it up when
+    they come again."""
     seed: int = 0
     """Of resampling."""
 
