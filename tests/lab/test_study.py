@@ -45,9 +45,9 @@ def test_scores_of_a_stage_are_measured_once_unless_one_is_not_a_number(tmp_path
         return {"gfd": score(value)}
 
     path = tmp_path / "arm" / "2x64-scores.json"
-    assert math.isnan(arm_module._once(path, lambda: measure(math.nan))["gfd"]["value"])
+    assert math.isnan(arm_module.once(path, lambda: measure(math.nan))["gfd"]["value"])
     for _ in range(2):
-        assert arm_module._once(path, lambda: measure(3.5)) == {"gfd": score(3.5)}
+        assert arm_module.once(path, lambda: measure(3.5)) == {"gfd": score(3.5)}
     assert measured[1:] == [3.5]
 
 
