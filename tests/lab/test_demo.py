@@ -17,7 +17,8 @@ from cartok.data.batches import all_images
 from cartok.data.images import open_pictures
 from cartok.lab import demo as demo_module
 from cartok.lab import evaluations
-from cartok.lab.arm import Arm, _redrawn_scores
+from cartok.lab.arm import Arm
+from cartok.lab.arm_scores import redrawn_scores
 from cartok.lab.demo import DemoConfig, inputs_of, recipes_for, run_demo
 from cartok.lab.evaluations import some_images
 from cartok.lab.inputs import ArmInputs
@@ -74,7 +75,7 @@ def test_the_summary_gives_every_number_a_unit_and_a_receipt(demo):
 def test_too_few_redrawn_pictures_are_compared_pair_by_pair_alone(demo, tmp_path):
     inputs = Mock(spec=ArmInputs, device="cpu", yardstick=SimpleNamespace(held=40))
     arm = Arm("causal", demo / "causal", tmp_path, inputs, Progress())
-    scores = _redrawn_scores(arm, "prior", seed=0)
+    scores = redrawn_scores(arm, "prior", seed=0)
     assert set(scores) == {"redrawn_psnr_db", "redrawn_kept"}
     assert scores["redrawn_kept"]["receipt"]["pictures"] == 40
     assert 0 < scores["redrawn_psnr_db"]["value"] < 60

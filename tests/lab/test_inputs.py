@@ -8,7 +8,7 @@ from cartok.core.parallel import World
 from cartok.core.shapes import pixels_of
 from cartok.data.images import open_splits
 from cartok.data.views import View
-from cartok.lab import arm as arm_module
+from cartok.lab import arm_scores
 from cartok.lab import guidance as guidance_module
 from cartok.lab.guidance import SCAN_SEED
 from cartok.lab.inputs import _two_parts, arm_inputs, named_scores
@@ -64,10 +64,10 @@ def test_each_prior_takes_the_guidance_whose_samples_come_nearest(pictures, monk
     def featurised(pixels, inputs, device):
         return replace(inputs.scan_features, features=pixels.float().mean().view(1, 1))
 
-    monkeypatch.setattr(arm_module, "_featurised", featurised)
+    monkeypatch.setattr(arm_scores, "_featurised", featurised)
     monkeypatch.setattr(guidance_module, "extrapolated_frechet", distance)
 
-    class Draws(arm_module._Draws):
+    class Draws(arm_scores._Draws):
         device = torch.device("cpu")
 
         def __init__(self):
@@ -81,10 +81,10 @@ def test_each_prior_takes_the_guidance_whose_samples_come_nearest(pictures, monk
             return (shown + noise).clamp(0, 255).byte(), torch.zeros(num)
 
     draw = Draws()
-    guidance, tried = arm_module._best_guidance(draw, inputs, seed=3)
+    guidance, tried = arm_scores._best_guidance(draw, inputs, seed=3)
     assert guidance == 2.0
     assert tried["2"] < min(tried["1"], tried["3"])
     assert asked == [(512, SCAN_SEED + 3, one) for one in yardstick.guidances]
     alone = replace(inputs, scan_features=None, yardstick=replace(yardstick, guidances=(2.5,)))
-    assert arm_module._best_guidance(draw, alone, seed=3) == (2.5, {})
-    assert arm_module._best_guidance(draw, replace(alone, num_classes=0), 3) == (1.0, {})
+    assert arm_scores._best_guidance(draw, alone, seed=3) == (2.5, {})
+    assert arm_scores._best_guidance(draw, replace(alone, num_classes=0), 3) == (1.0, {})

@@ -12,8 +12,8 @@ from cartok.core.errors import UserError
 from cartok.core.parallel import World
 from cartok.core.progress import Progress
 from cartok.data.images import open_splits
-from cartok.lab import arm as arm_module
 from cartok.lab import study as study_module
+from cartok.lab.arm import once
 from cartok.lab.inputs import ArmInputs
 from cartok.lab.plan import cost_of, plan_of
 from cartok.lab.records import runs_of, twins_of
@@ -45,9 +45,9 @@ def test_scores_of_a_stage_are_measured_once_unless_one_is_not_a_number(tmp_path
         return {"gfd": score(value)}
 
     path = tmp_path / "arm" / "2x64-scores.json"
-    assert math.isnan(arm_module.once(path, lambda: measure(math.nan))["gfd"]["value"])
+    assert math.isnan(once(path, lambda: measure(math.nan))["gfd"]["value"])
     for _ in range(2):
-        assert arm_module.once(path, lambda: measure(3.5)) == {"gfd": score(3.5)}
+        assert once(path, lambda: measure(3.5)) == {"gfd": score(3.5)}
     assert measured[1:] == [3.5]
 
 

@@ -19,7 +19,7 @@ from cartok.core.progress import Progress
 from cartok.core.run import provenance
 from cartok.data.images import open_pictures, open_splits
 from cartok.data.pictures import Pictures, largest_crop
-from cartok.lab.arm import run_arm
+from cartok.lab.arm_stages import run_arm
 from cartok.lab.evaluations import save_png, sheet_of
 from cartok.lab.inputs import COLUMNS, ArmInputs, arm_inputs
 from cartok.lab.probe import ProbeConfig

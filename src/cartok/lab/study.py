@@ -27,7 +27,8 @@ from cartok.core.parallel import World, gpus_of, see_one_gpu
 from cartok.core.progress import Progress
 from cartok.core.run import provenance, read_log
 from cartok.data.images import open_splits
-from cartok.lab.arm import Arm, run_stage_one, run_stage_two, score_of, seconds_of
+from cartok.lab.arm import Arm, score_of
+from cartok.lab.arm_stages import run_stage_one, run_stage_two, seconds_of
 from cartok.lab.inputs import ArmInputs, Scores, arm_inputs
 from cartok.lab.means import LOSSES, ArmMeans, arm_means, mean_over_sizes
 from cartok.lab.records import (

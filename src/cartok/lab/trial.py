@@ -20,7 +20,9 @@ from cartok.core.run import first_difference, provenance
 from cartok.data.images import open_splits
 from cartok.data.tokens import MANIFEST, read_manifest
 from cartok.data.views import View
-from cartok.lab.arm import Arm, once, run_stage_two, score_of, tokenizer_scores
+from cartok.lab.arm import Arm, once, score_of
+from cartok.lab.arm_scores import tokenizer_scores
+from cartok.lab.arm_stages import run_stage_two
 from cartok.lab.extraction import run_extract, trained_with
 from cartok.lab.inputs import Scores, arm_inputs
 from cartok.prior.train import PriorRun
