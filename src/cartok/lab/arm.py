@@ -1,7 +1,7 @@
 """One arm of a comparison: where its stages lie, and scores that are measured once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,23 @@ class Arm:
     """The pictures, where several arms share them once opened."""
     source: str = ""
     """A tokenizer that is there already; none: the arm's own, once it has trained."""
+    pixels: int = 0
+    """A side of what the tokenizer is shown; 0: that at which pictures are scored."""
+    shared: dict[str, Path] = field(default_factory=dict)
+    """Folders of stages that other arms have, too, in place of the arm's own."""
+
+    def place(self, part: str) -> Path:
+        """The folder of a stage: ``tokenizer``, ``tokens`` or a prior's."""
+        return self.shared.get(part, self.folder / part)
 
     def launch(self, part: str) -> Launch:
         """Where a stage of this arm goes."""
-        return Launch(out=self.folder / part, device=self.inputs.device, resume=True)
+        return Launch(out=self.place(part), device=self.inputs.device, resume=True)
 
     def tokenizer(self) -> Tokenizer:
         """The arm's tokenizer, on its device."""
         device = World.join(self.inputs.device).device
-        return Tokenizer.from_pretrained(self.source or self.folder / "tokenizer").to(device)
+        return Tokenizer.from_pretrained(self.source or self.place("tokenizer")).to(device)
 
 
 def once(path: Path, measure: Callable[[], Scores]) -> Scores:

@@ -7,10 +7,17 @@ import torch
 from cartok.core.files import read_json
 from cartok.core.precision import keep_weights_in
 from cartok.core.run import read_log
-from cartok.core.shapes import Pixels, pixels_of
+from cartok.core.shapes import Pixels, image_of_pixels, pixels_of
 from cartok.data.tokens import open_tokens, read_manifest
 from cartok.lab.arm import Arm, score_of
-from cartok.lab.evaluations import code_use, grid_of_pictures, reconstruct, save_png, sheet_of
+from cartok.lab.evaluations import (
+    code_use,
+    grid_of_pictures,
+    reconstruct,
+    resized,
+    save_png,
+    sheet_of,
+)
 from cartok.lab.guidance import SCAN_SEED, nearest, scan
 from cartok.lab.inputs import ArmInputs, Scores, named_scores
 from cartok.lab.one_step import redrawn
@@ -24,23 +31,25 @@ from cartok.sampling.sampler import Sampler, balanced_labels
 
 _EVALUATED = "validation/nats_per_token"
 _SAMPLED, _SAMPLED_ON_GPU = 96, 2048  # at once
+_AT_ONCE = 256
 _CACHED_ON_GPU = 2**33  # bytes of keys and values, where several arms share a GPU
 
 
 def tokenizer_scores(arm: Arm) -> Scores:
     """Reconstruction, codes and predictability on held-out pictures."""
     inputs, tokenizer = arm.inputs, arm.tokenizer()
-    held, device = inputs.held_image, next(tokenizer.parameters()).device
+    seen, device = inputs.seen_at(arm.pixels), next(tokenizer.parameters()).device
+    held, wanted = seen.held_image, inputs.held_image
     with arm.progress.stage(f"{arm.name} scores", 3) as tick:
-        again = reconstruct(tokenizer, held)
+        again = resized(reconstruct(tokenizer, held), wanted.shape[-1])
         save_png(sheet_of(again, inputs.columns), arm.sheets / f"{arm.name}-reconstructions.png")
-        shards = open_tokens(arm.folder / "tokens", "val")
+        shards = open_tokens(arm.place("tokens"), "val")
         codes = first_views(shards, range(len(shards)))
         tick(1, "")
         features = _featurised(pixels_of(again), inputs, device)
         distances = score_pictures(features, inputs.held_features, what="rfd", device=device)
         tick(2, "")
-        train_latents = frozen_latents(tokenizer, inputs.probe_image.split(64))
+        train_latents = frozen_latents(tokenizer, seen.probe_image.split(64))
         held_latents = frozen_latents(tokenizer, held.split(64))
         result = probe(train_latents, held_latents, inputs.probe, device)
         tick(3, "")
@@ -48,7 +57,7 @@ def tokenizer_scores(arm: Arm) -> Scores:
     counted = {"tokens": codes.numel(), "split": "validation"}
     use = code_use(codes, tokenizer)
     return {
-        "psnr_db": score_of(psnr_db(again, held), "dB", pictures=len(held), split="validation"),
+        "psnr_db": score_of(psnr_db(again, wanted), "dB", pictures=len(held), split="validation"),
         **named_scores("r", distances),
         "code_usage": score_of(use["code_usage"], "share of codes", **counted),
         "code_perplexity": score_of(use["code_perplexity"], "codes", **counted),
@@ -72,7 +81,7 @@ def prior_scores(arm: Arm, part: str) -> Scores:
     record = read_json(arm.folder / part / "record.json", "a record")
     nats = torch.tensor(record["nats_per_position"], dtype=torch.float64)
     bits = nats.sum().item() / torch.log(torch.tensor(2.0)).item()
-    digest = read_manifest(arm.folder / "tokens").tokenizer_digest
+    digest = read_manifest(arm.place("tokens")).tokenizer_digest
     receipt = {"split": "validation", "tokens_of": digest}
     # On the way, of as many pictures as the evaluation takes: what more training would bring.
     way = [
@@ -91,7 +100,7 @@ def redrawn_scores(arm: Arm, part: str, seed: int) -> Scores:
     inputs, tokenizer = arm.inputs, arm.tokenizer()
     device = next(tokenizer.parameters()).device
     prior = Prior.from_pretrained(arm.folder / part).to(device)
-    shards = open_tokens(arm.folder / "tokens", "val")
+    shards = open_tokens(arm.place("tokens"), "val")
     found = redrawn(prior, tokenizer, shards, inputs.yardstick.held, seed)
     receipt = {"pictures": len(found.true), "seed": seed, "split": "validation"}
     scores = {
@@ -172,6 +181,11 @@ def _best_guidance(draw: _Draws, inputs: ArmInputs, seed: int) -> tuple[float, d
 
 
 def _featurised(pixels: Pixels, inputs: ArmInputs, device: torch.device) -> Featurised:
+    """At the size at which all are scored, whatever more tokens decode to."""
+    side = inputs.held_image.shape[-1]
+    if pixels.shape[-1] != side:
+        parts = (resized(image_of_pixels(some), side) for some in pixels.split(_AT_ONCE))
+        pixels = torch.cat([pixels_of(part) for part in parts])
     return featurise(pixels, size=inputs.yardstick.size, crop=inputs.crop, device=device)
 
 

@@ -48,14 +48,14 @@ def run_stage_one(arm: Arm, recipe: TokenizerRun) -> Scores:
     launch = arm.launch("tokens")
     if not (launch.out / "manifest.json").exists():
         run_extract(
-            str(arm.folder / "tokenizer"), replace(launch, overwrite=True), arm.progress,
-            kind="flip", most=arm.inputs.most_tokenised, title=f"{arm.name} tokens",
-            splits=arm.splits,
+            str(arm.place("tokenizer")), replace(launch, overwrite=True), arm.progress,
+            view=replace(recipe.view, size=arm.pixels or recipe.view.size), kind="flip",
+            most=arm.inputs.most_tokenised, title=f"{arm.name} tokens", splits=arm.splits,
         )  # fmt: skip
-    record = read_json(arm.folder / "tokenizer" / "record.json", "a record")
+    record = read_json(arm.place("tokenizer") / "record.json", "a record")
     steps = score_of(record["steps"], "steps", flops=record["flops"])
     return once(
-        arm.folder / "tokenizer-scores.json",
+        arm.place("tokens").with_name("tokenizer-scores.json"),
         lambda: {"tokenizer_steps": steps} | tokenizer_scores(arm),
     )
 
@@ -66,7 +66,7 @@ def run_stage_two(arm: Arm, recipe: PriorRun, part: str) -> Scores:
     Raises:
         SystemExit: the training was asked to stop; it has saved.
     """
-    config = replace(recipe, tokens=str(arm.folder / "tokens"))
+    config = replace(recipe, tokens=str(arm.place("tokens")))
     run = run_prior(config, arm.launch(part), arm.progress, f"{arm.name} {part}")
     _stop_if_interrupted(run.is_finished)
     return once(
@@ -81,7 +81,7 @@ def run_stage_two(arm: Arm, recipe: PriorRun, part: str) -> Scores:
 
 def seconds_of(arm: Arm, trainings: tuple[str, ...], this_try: float) -> dict[str, Any]:
     """Everything the arm took; of earlier tries that were stopped, the trainings alone."""
-    records = [read_json(arm.folder / part / "record.json", "a record") for part in trainings]
+    records = [read_json(arm.place(part) / "record.json", "a record") for part in trainings]
     trained = sum(record["seconds"] for record in records)
     return score_of(max(this_try, trained), "s", training_seconds=trained)
 

@@ -111,6 +111,17 @@ def reconstruct(tokenizer: Tokenizer, image: Image) -> Image:
     return torch.cat([tokenizer.image_of(tokenizer.tokens_of(p.to(device))).cpu() for p in parts])
 
 
+def resized(image: Image, side: int) -> Image:
+    """Square pictures at another size, as they are if they have it; antialiased bicubic, clipped.
+
+    How the paper brings the output of more tokens to the size at which it is scored.
+    """
+    if image.shape[-1] == side:
+        return image
+    scaled = torch.nn.functional.interpolate(image, (side, side), mode="bicubic", antialias=True)
+    return scaled.clamp(-1, 1)
+
+
 def grid_of_pictures(pixels: Pixels, columns: int, zoom: int = 1, gap: int = 2) -> Picture.Image:
     """One picture of many, row by row."""
     num, _, height, width = pixels.shape

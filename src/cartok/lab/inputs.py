@@ -1,5 +1,6 @@
 """What all arms of a comparison share: pictures to score with, their features, and the floor."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -35,6 +36,14 @@ Scores = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
+class Seen:
+    """Pictures as a tokenizer is shown them."""
+
+    probe_image: Float[Tensor, "probe 3 height width"]
+    held_image: Image
+
+
+@dataclass(frozen=True)
 class ArmInputs:
     """Equal for every arm, so that their scores compare."""
 
@@ -47,6 +56,8 @@ class ArmInputs:
     probe_image: Float[Tensor, "probe 3 height width"]
     """Training pictures that the probe learns from."""
     held_image: Image
+    at_other_sizes: dict[int, "Seen"]
+    """Both again as tokenizers see them that are shown more pixels, by those."""
     held_features: Featurised
     train_features: Featurised
     scan_features: Featurised | None
@@ -56,6 +67,12 @@ class ArmInputs:
     crop: str
     probe: ProbeConfig
 
+    def seen_at(self, pixels: int) -> Seen:
+        """Pictures at a size; 0 is that at which they are scored."""
+        if pixels in (0, self.held_image.shape[-1]):
+            return Seen(self.probe_image, self.held_image)
+        return self.at_other_sizes[pixels]
+
 
 def arm_inputs(
     view: View,
@@ -64,8 +81,9 @@ def arm_inputs(
     world: World,
     device: str,
     yardstick: Yardstick = Yardstick(),  # noqa: B008
+    sizes: Iterable[int] = (),
 ) -> ArmInputs:
-    """Inputs for arms whose pictures have this view.
+    """Inputs for arms whose pictures have this view, and for those that are shown other sizes.
 
     Raises:
         UserError: there are too few pictures for a score.
@@ -87,6 +105,11 @@ def arm_inputs(
     scans = len(yardstick.guidances) > 1 and train.num_classes > 0
     scanned, reference = _two_parts(train, yardstick, few, scans)
     held_image = _crops(held, cut, yardstick.held, few)
+
+    def seen_at(pixels: int) -> Seen:
+        probed = some_images(train, replace(view, size=pixels), NUM_PROBE)
+        return Seen(probed, _crops(held, replace(cut, size=pixels), yardstick.held, few))
+
     held_features = featurised(held_image)
     train_features = featurised(_crops(reference, cut, yardstick.reference, few))
     floor = score_pictures(held_features, train_features, what="floor", device=world.device)
@@ -98,6 +121,7 @@ def arm_inputs(
         most_tokenised=MOST_TOKENISED,
         probe_image=some_images(train, view, NUM_PROBE),
         held_image=held_image,
+        at_other_sizes={size: seen_at(size) for size in {*sizes} - {0, view.size}},
         held_features=held_features,
         train_features=train_features,
         scan_features=featurised(_crops(scanned, cut, yardstick.scan_samples, few))

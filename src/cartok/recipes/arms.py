@@ -23,12 +23,18 @@ class StudyArm:
     name: str
     """Begins the names of its folders."""
     tokenizer: TokenizerRun
+    pixels: int = 0
+    """Pixels a side at which its tokens are made; 0: those of the tokenizer's training. More give
+    more tokens of one tokenizer, and what they decode to is resized before it is scored (paper,
+    section 3)."""
 
     def __post_init__(self):
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.name):
             raise ValueError(
                 f"an arm's name is small letters, digits, dots and dashes, but is '{self.name}'"
             )
+        if self.pixels < 0:
+            raise ValueError(f"pixels are 0 (as in training) or more, but are {self.pixels}")
 
 
 @config
@@ -43,6 +49,9 @@ class StudyConfig:
     """Every arm runs with so many, of tokenizer, priors and samples."""
     first_seed: int = 0
     """A claim takes others than those by which its arms were chosen."""
+    apart: bool = False
+    """Every prior is a run of its own, with a record of its own: for grids, which grow. Otherwise an
+    arm's priors are one run, and its scores their means."""
     yardstick: Yardstick = Yardstick()
 
     def __post_init__(self):
