@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cartok.core.clock import Clock
 from cartok.core.config import ConfigError, dict_of
 from cartok.core.loop import Outcome, fit
 from cartok.core.parallel import World
@@ -369,7 +370,9 @@ def test_it_trains_in_bfloat16_near_the_float32_curve(train):
 
 def test_the_facts_say_what_the_training_was(pictures):
     job = TokenizerJob(causal_toy(), pictures, World())
-    facts = job.facts(Outcome(step=18, finished=True, seconds=2.0, stall_share=0.1, values={}))
+    clock = Clock(torch.device("cpu"))
+    clock.seconds, clock.stalled = 2.0, 0.2
+    facts = job.facts(Outcome(step=18, finished=True, clock=clock, values={}))
     per_picture = job.flops.of(18, job.config.losses)
     assert facts == {
         "steps": 18,
@@ -384,6 +387,7 @@ def test_the_facts_say_what_the_training_was(pictures):
         },
         "pictures_digest": pictures.digest,
         "seconds": 2.0,
+        "joules": None,
         "stall_share": 0.1,
         "skips": 0,
         "rollbacks": 0,

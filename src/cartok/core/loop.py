@@ -7,7 +7,6 @@ not know what a picture or a token is.
 
 import math
 import signal
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from cartok.core.ahead import Ahead
 from cartok.core.average import Average
 from cartok.core.capture import Computed, Replayed, records_on
 from cartok.core.checkpoint import TrainingState, load_state, save_state
+from cartok.core.clock import Clock
 from cartok.core.compiled import as_written
 from cartok.core.fault import fault_of
 from cartok.core.files import finite
@@ -49,8 +49,8 @@ class Outcome:
 
     step: int
     finished: bool
-    seconds: float
-    stall_share: float
+    clock: Clock
+    """What it took."""
     values: dict[str, float]
     """The last evaluations."""
     skips: int = 0
@@ -96,7 +96,7 @@ class _Fit:
         self.sentinel, self.buffers = Sentinel(config, run), Buffers(job.modules)
         self.replayed = _replayed(job, config, run.world)
         self.drawn = 0  # batches, also those that moved nothing
-        self.seconds = self.stalled = 0.0
+        self.clock = Clock(run.world.device)
         self.best = math.inf
         self.values: dict[str, float] = {}
 
@@ -107,10 +107,9 @@ class _Fit:
         _put_into_training(self.job)
         with _asked_to_stop() as asked:
             while step < self.config.steps:
-                begin = time.monotonic()
-                reading = self.step(stream, step, asked)
-                self.seconds += time.monotonic() - begin
-                self.stalled += stream.stall()
+                with self.clock.running():
+                    reading = self.step(stream, step, asked)
+                self.clock.stalled += stream.stall()
                 if not reading.is_finite:
                     step = self.recover(reading, step)
                     continue
@@ -128,8 +127,7 @@ class _Fit:
         finished = step == self.config.steps
         if finished:
             self.average.put_in()
-        share = self.stalled / self.seconds if self.seconds else 0.0
-        return Outcome(step, finished, self.seconds, share, self.values, **self.sentinel.counts)
+        return Outcome(step, finished, self.clock, self.values, **self.sentinel.counts)
 
     def step(self, stream: Ahead, step: int, asked: list[int]) -> Reading:
         """One optimizer step of every phase; nothing moves if something is not finite."""
@@ -205,13 +203,13 @@ class _Fit:
             if step % 10 == 0:
                 self.tick(step, "")
             return
-        stall = self.stalled / self.seconds
+        stall = self.clock.stall_share
         plain = reading.means | {
             f"rate/{mover.name}": mover.rate(step - 1)
             for phase in self.job.phases
             for mover in phase.movers
         }
-        plain |= {"speed/seconds_per_step": self.seconds / step, "speed/stall_share": stall}
+        plain |= {"speed/seconds_per_step": self.clock.seconds / step, "speed/stall_share": stall}
         self.run.log(step, plain)
         first = next(iter(plain.items()))
         self.tick(step, f"{first[0]} {first[1]:.4g}, waiting for data {stall:.0%}")
@@ -239,7 +237,7 @@ class _Fit:
     def save(self, step: int, is_best: bool) -> None:
         tensors = tensors_of_training(self.job, self.average, self.world)
         state = TrainingState(step, tensors, finite({
-            "seconds": self.seconds, "stalled": self.stalled, "best": self.best,
+            **self.clock.to_json(), "best": self.best,
             "values": self.values, "drawn": self.drawn, "counts": self.sentinel.counts,
             "skips_since": self.sentinel.skips_since,
         }))  # fmt: skip
@@ -251,7 +249,7 @@ class _Fit:
         state = load_state(self.run.checkpoints)
         if state is None:
             return 0
-        self.seconds, self.stalled = state.values["seconds"], state.values["stalled"]
+        self.clock.go_on(state.values)
         self.drawn, self.sentinel.counts = state.values["drawn"], state.values["counts"]
         self.sentinel.skips_since = state.values.get("skips_since", 0)  # older ones do not say
         return self.put_back(state)

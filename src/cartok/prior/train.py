@@ -135,8 +135,9 @@ class PriorJob:
             "grid": list(shape.grid),
             "codebook_size": shape.codebook_size,
             "tokenizer_digest": self.prior.tokenizer_digest,
-            "seconds": outcome.seconds,
-            "stall_share": outcome.stall_share,
+            "seconds": outcome.clock.seconds,
+            "joules": outcome.clock.joules,
+            "stall_share": outcome.clock.stall_share,
             "skips": outcome.skips,
             "rollbacks": outcome.rollbacks,
         }

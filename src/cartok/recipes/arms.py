@@ -50,8 +50,8 @@ class StudyConfig:
     first_seed: int = 0
     """A claim takes others than those by which its arms were chosen."""
     apart: bool = False
-    """Every prior is a run of its own, with a record of its own: for grids, which grow. Otherwise an
-    arm's priors are one run, and its scores their means."""
+    """Every prior is a run with a record of its own: for grids, which grow. Otherwise an arm's
+    priors are one run, and its scores their means."""
     yardstick: Yardstick = Yardstick()
 
     def __post_init__(self):
