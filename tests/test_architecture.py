@@ -240,7 +240,7 @@ def test_only_the_command_line_prints():
 
 
 def test_the_clock_is_read_where_time_is_told_to_people():
-    readers = ["core.loop", "core.ahead", "core.run", "core.progress", "lab"]
+    readers = ["core.clock", "core.ahead", "core.run", "core.progress", "lab"]
     faults = [
         name
         for name, module in MODULES.items()

@@ -7,6 +7,7 @@ from torch import nn
 from cartok.core.errors import UserError
 from cartok.frozen import LITE0
 from cartok.lab import study as study_module
+from cartok.lab import study_work
 from cartok.lab.inputs import ArmInputs
 from cartok.metrics import suite
 
@@ -105,8 +106,10 @@ def trainings(monkeypatch):
         measured = ("gfd", "latent_variance", "next_latent_r2", "probe_r2_quantised")
         return {name: {"value": weight + run.seed, "unit": "", "receipt": {}} for name in measured}
 
-    monkeypatch.setattr(study_module, "_scores", scores)
-    monkeypatch.setattr(study_module, "open_splits", lambda *source, size: {})
+    monkeypatch.setattr(study_work, "_scores", scores)
+    monkeypatch.setattr(study_work, "run_stage_one", lambda arm, recipe: {})
+    for module in (study_module, study_work):
+        monkeypatch.setattr(module, "open_splits", lambda *source, size: {})
     empty = object.__new__(ArmInputs)
     object.__setattr__(empty, "device", "cpu")  # nobody looks further into it
     monkeypatch.setattr(study_module, "_inputs", lambda *arguments: empty)

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cartok.__main__ import main
 from cartok.core.config import ConfigError
@@ -13,11 +15,12 @@ from cartok.core.parallel import World
 from cartok.core.progress import Progress
 from cartok.data.images import open_splits
 from cartok.lab import study as study_module
+from cartok.lab import study_work
 from cartok.lab.arm import once
 from cartok.lab.inputs import ArmInputs
 from cartok.lab.plan import cost_of, plan_of
 from cartok.lab.records import runs_of, twins_of
-from cartok.lab.study import StudyLaunch, run_study
+from cartok.lab.study import StudyLaunch, dealt, run_study
 from cartok.recipes import Recipe, recipe_of
 from cartok.recipes import study as recipes_module
 from cartok.recipes.arms import StudyArm, adapted
@@ -59,8 +62,65 @@ def test_runs_are_dealt_out_to_processes_and_those_to_gpus(gpus, seen, tmp_path,
     inputs = object.__new__(ArmInputs)
     study_module._run_all(study, runs_of(study), tmp_path, inputs, gpus, 3, Progress())
     assert [task[1][0] for task in dealt] == seen
-    hands = [[run.arm for run in task[1][2]] for task in dealt]
+    hands = [[run.arm for run in task[1][3]] for task in dealt]
     assert hands == [["lambda-0", "lambda-3"], ["lambda-1", "lambda-4"], ["lambda-2"]]
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 5))
+def test_the_longest_run_comes_first_and_goes_to_whoever_has_the_least_to_do(steps, at_once):
+    priors = [replace(toy(), loop=replace(toy().loop, steps=number)) for number in steps]
+    runs = [replace(runs_of(small_study(0))[0], priors=(prior,)) for prior in priors]
+    hands = dealt([[run] for run in runs], at_once)
+    loads = [sum(run.priors[0].loop.steps for run in hand) for hand in hands]
+    assert sorted(run.priors[0].loop.steps for hand in hands for run in hand) == sorted(steps)
+    assert max(loads) <= sum(steps) / len(hands) + max(steps)
+    for hand in hands:
+        lengths = [run.priors[0].loop.steps for run in hand]
+        assert lengths == sorted(lengths, reverse=True)
+
+
+def test_a_grid_has_a_run_and_a_record_for_every_prior_and_grows_by_them(tmp_path, trainings):
+    short, long = (replace(toy(), loop=replace(toy().loop, steps=steps)) for steps in (5, 20))
+    found = go(small_study(0, 1, apart=True, priors=(short, long)), tmp_path)
+    names = ["lambda-0@2x32-5", "lambda-0@2x32-20", "lambda-1@2x32-5", "lambda-1@2x32-20"]
+    assert [run["arm"] for run in found["runs"]] == names
+    assert trainings == [f"{names[i]}-s0" for i in (1, 3, 0, 2)]  # the longest first
+    longer = replace(toy(), loop=replace(toy().loop, steps=40))
+    go(small_study(0, 1, apart=True, priors=(short, long, longer)), tmp_path)
+    assert trainings[4:] == ["lambda-0@2x32-40-s0", "lambda-1@2x32-40-s0"]
+
+
+def test_runs_of_one_tokenizer_share_its_folder_and_nothing_else(tmp_path):
+    short, long = (replace(toy(), loop=replace(toy().loop, steps=steps)) for steps in (5, 20))
+    study = small_study(0, 1, apart=True, seeds=2, priors=(short, long))
+    first = study.arms[0]
+    wide = StudyArm(name="wide", tokenizer=first.tokenizer, pixels=32)
+    runs = runs_of(replace(study, arms=(*study.arms, wide)))
+    assert len({run.folder(tmp_path) for run in runs}) == len(runs) == 12
+    by_tokenizer = {}
+    for run in runs:
+        places = run.shared(tmp_path)
+        by_tokenizer.setdefault(places["tokenizer"], set()).add(places["tokens"])
+    assert sorted(len(tokens) for tokens in by_tokenizer.values()) == [1, 1, 2, 2]
+
+
+def test_a_tokenizer_that_fails_is_trained_once_and_fails_all_that_is_made_from_it(
+    tmp_path, trainings, monkeypatch
+):
+    tried = []
+
+    def broken(arm, recipe):
+        tried.append(arm.name)
+        raise UserError("a loss is not finite")
+
+    monkeypatch.setattr(study_work, "run_stage_one", broken)
+    short, long = (replace(toy(), loop=replace(toy().loop, steps=steps)) for steps in (5, 20))
+    study = small_study(0, apart=True, priors=(short, long))
+    found = go(study, tmp_path)
+    assert tried == ["lambda-0-s0"]
+    reasons = [run["reason"] for run in found["runs"]]
+    assert reasons == ["its tokenizer failed: a loss is not finite"] * 2
+    assert trainings == []
 
 
 def test_every_arm_runs_with_every_seed_and_is_told_in_the_order_given(tmp_path, trainings):
@@ -251,6 +311,35 @@ def test_the_plan_of_a_claim_has_every_seed_though_none_is_0(small_pictures, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("coarse_look")
+def test_more_pixels_give_more_tokens_of_one_tokenizer_and_scores_of_one_size(
+    few_pictures, tmp_path, monkeypatch
+):
+    least = Yardstick(samples=512, reference=512, held=512)
+    study = adapted(small_study(0, apart=True, yardstick=least), data=str(few_pictures))
+    first = study.arms[0]
+    study = replace(
+        study, arms=(first, StudyArm(name="wide", tokenizer=first.tokenizer, pixels=24))
+    )
+    inputs = study_module._inputs(study, World(), "cpu")
+    inputs = replace(inputs, probe=replace(inputs.probe, steps=3))
+    assert inputs.seen_at(24).held_image.shape[-1] == 24
+    monkeypatch.setattr(study_module, "_inputs", lambda *arguments: inputs)
+    found = go(study, tmp_path)
+    assert [run["reason"] for run in found["runs"]] == ["", ""]
+    few, many = (run["scores"] for run in found["runs"])
+    tokens = [s["prior_flops"]["receipt"]["tokens_per_picture"] for s in (few, many)]
+    assert tokens[1] == tokens[0] * 24**2 // 16**2
+    assert few["tokenizer_steps"] == many["tokenizer_steps"]
+    assert [s["gfd"]["receipt"]["picture_size"] for s in (few, many)] == [[16, 16]] * 2
+    assert few["gfd"]["receipt"]["reference"] == many["gfd"]["receipt"]["reference"]
+    assert few["rfd"]["value"] != many["rfd"]["value"]
+    assert len(list(tmp_path.glob("tokenizers/*/tokenizer/record.json"))) == 1
+    paper = [s["prior_flops"]["receipt"]["paper_flops"] for s in (few, many)]
+    assert paper[1] == pytest.approx(paper[0] * tokens[1] / tokens[0])
+
+
+@pytest.mark.slow
 def test_a_study_from_pictures_to_scores_interrupted_and_with_a_failing_arm(
     few_pictures, tmp_path, monkeypatch
 ):
@@ -267,11 +356,11 @@ def test_a_study_from_pictures_to_scores_interrupted_and_with_a_failing_arm(
     inputs = replace(inputs, probe=replace(inputs.probe, steps=3))
     monkeypatch.setattr(study_module, "_inputs", lambda *arguments: inputs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study_module, "run_stage_two", interrupted)
+        patch.setattr(study_work, "run_stage_two", interrupted)
         with pytest.raises(KeyboardInterrupt):
             go(study, tmp_path)
     first = runs_of(study)[0]
-    record = first.folder(tmp_path) / "tokenizer" / "record.json"
+    record = first.shared(tmp_path)["tokenizer"] / "record.json"
     before = record.read_bytes()
 
     means = run_study(study, StudyLaunch(out=tmp_path, device="cpu", at_once=2), Progress())

@@ -11,6 +11,7 @@ from cartok.prior.model import (
     PriorConfig,
     flops_per_token,
     kaplan_flops_per_token,
+    paper_flops,
     parameter_census,
 )
 
@@ -215,6 +216,7 @@ def test_the_kaplan_convention_is_six_times_all_parameters():
     config = small_config()
     num = sum(weight.numel() for weight in Prior(config).parameters())
     assert kaplan_flops_per_token(config) == 6 * num
+    assert paper_flops(config, 100) == 6 * num * 100 * config.num_tokens / 256
 
 
 def test_a_saved_prior_comes_back_the_same(tmp_path):

@@ -111,7 +111,7 @@ def reconstruct(tokenizer: Tokenizer, image: Image) -> Image:
     return torch.cat([tokenizer.image_of(tokenizer.tokens_of(p.to(device))).cpu() for p in parts])
 
 
-def resized(image: Image, side: int) -> Image:
+def resized(image: Image, side: int) -> Float[Tensor, "batch 3 side side"]:
     """Square pictures at another size, as they are if they have it; antialiased bicubic, clipped.
 
     How the paper brings the output of more tokens to the size at which it is scored.

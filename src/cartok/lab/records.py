@@ -11,7 +11,7 @@ from cartok.core.parallel import World
 from cartok.core.run import first_difference, provenance
 from cartok.lab.means import ArmMeans, arm_means, scored_unlike, warnings_of
 from cartok.prior.train import PriorRun
-from cartok.recipes.arms import StudyConfig
+from cartok.recipes.arms import StudyArm, StudyConfig, names_of
 from cartok.scaling.numbers import INTERVAL_FIELDS
 from cartok.tokenizer.train import TokenizerRun
 
@@ -20,14 +20,18 @@ FILE = "study.json"
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One arm with one seed."""
+    """One arm with one seed; of a study whose priors stand apart, with one prior."""
 
     arm: str
+    """As in scores; with the prior's name behind an @ where priors stand apart."""
     seed: int
     tokenizer: TokenizerRun
     priors: tuple[PriorRun, ...]
     digest: str
     """Of all that decides its scores: it is never run twice in one folder."""
+    pixels: int
+    made_from: str
+    """Names the tokenizer and its scores, which other runs may share."""
 
     @property
     def title(self) -> str:
@@ -38,9 +42,17 @@ class StudyRun:
         """Its folder in the study's."""
         return out / "arms" / f"{self.title}-{self.digest}"
 
+    def shared(self, out: Path) -> dict[str, Path]:
+        """Where its tokenizer lies, and the tokens of its size."""
+        folder = out / "tokenizers" / self.made_from
+        size = self.pixels or self.tokenizer.view.size
+        return {"tokenizer": folder / "tokenizer", "tokens": folder / f"{size}px" / "tokens"}
+
 
 def runs_of(study: StudyConfig, arms: tuple[str, ...] = ()) -> list[StudyRun]:
     """Every arm with every seed, or some arms; all arms have one seed before any has two.
+
+    ``arms`` are names of arms, whether or not their priors stand apart.
 
     Raises:
         UserError: the study has no arm of a name.
@@ -49,11 +61,16 @@ def runs_of(study: StudyConfig, arms: tuple[str, ...] = ()) -> list[StudyRun]:
     for name in arms:
         if name not in known:
             raise UserError(f"{study.name} has no arm '{name}'; {nearest(name, known)}")
+    together: list[tuple[str, tuple[PriorRun, ...]]] = [("", study.priors)]
+    if study.apart:
+        named = zip(names_of(study.priors), study.priors, strict=True)
+        together = [(f"@{name}", (prior,)) for name, prior in named]
     return [
-        _run_of(study, arm.name, replace(arm.tokenizer, seed=seed), seed)
+        _run_of(study, arm, f"{arm.name}{suffix}", priors, seed)
         for seed in range(study.first_seed, study.first_seed + study.seeds)
         for arm in study.arms
         if not arms or arm.name in arms
+        for suffix, priors in together
     ]
 
 
@@ -147,6 +164,9 @@ def twins_of(study: StudyConfig) -> dict[str, str]:
         ]
         if like and arm not in bare:
             twins[arm.name] = like[0]
+    if study.apart:
+        priors = names_of(study.priors)
+        twins = {f"{a}@{prior}": f"{b}@{prior}" for a, b in twins.items() for prior in priors}
     return twins
 
 
@@ -176,14 +196,25 @@ def _read(out: Path) -> dict[str, Any]:
     return read_json(out / FILE, "a study") if (out / FILE).exists() else {}
 
 
-def _run_of(study: StudyConfig, name: str, tokenizer: TokenizerRun, seed: int) -> StudyRun:
-    priors = tuple(replace(prior, seed=seed) for prior in study.priors)
-    plain = {
+def _run_of(
+    study: StudyConfig, arm: StudyArm, name: str, priors: tuple[PriorRun, ...], seed: int
+) -> StudyRun:
+    tokenizer = replace(arm.tokenizer, seed=seed)
+    priors = tuple(replace(prior, seed=seed) for prior in priors)
+    first = next(one.name for one in study.arms if one.tokenizer == arm.tokenizer)
+    plain: dict[str, Any] = {
         "tokenizer": dict_of(tokenizer) | {"data": _name_of(tokenizer.data)},
         "priors": [dict_of(prior) for prior in priors],
         "yardstick": dict_of(study.yardstick),
     }
-    return StudyRun(name, seed, tokenizer, priors, digest_of(plain))
+    if arm.pixels:  # arms had none once, and are to keep their digests
+        plain["pixels"] = arm.pixels
+    seen = max(prior.loop.steps * prior.loop.batch for prior in study.priors)
+    made_from = digest_of({**plain, "priors": seen, "pixels": 0})
+    return StudyRun(
+        arm=name, seed=seed, tokenizer=tokenizer, priors=priors, digest=digest_of(plain),
+        pixels=arm.pixels, made_from=f"{first}-s{seed}-{made_from}",
+    )  # fmt: skip
 
 
 def _name_of(data: str) -> str:

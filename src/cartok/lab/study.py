@@ -3,46 +3,43 @@
 DIR/
   study.json                    every run with its scores, and each arm's means over seeds; alone,
                                 it is all that a study needs to go on elsewhere
-  arms/NAME-sSEED-DIGEST/       one run: an arm with one seed
+  tokenizers/NAME-sSEED-DIGEST/ a tokenizer, for all runs that are made from it
+    tokenizer/                  its training
+    32px/                       tokens/ at a size of pictures, and tokenizer-scores.json
+  arms/NAME-sSEED-DIGEST/       one run: an arm with one seed, and all its priors or one
     arm.json                    how it ended: finished with scores, or failed and why
-    tokenizer-scores.json 2x64-scores.json   what is measured already, should it be stopped
-    tokenizer/ tokens/ 2x64/    its stages; a folder for each prior
+    2x64/ 2x64-scores.json      a prior, and what is measured already, should it be stopped
   pictures/                     reconstructions and samples
 """
 
 import os
-import time
-import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cartok.core.config import config
 from cartok.core.errors import UserError
-from cartok.core.files import finite, read_json, write_json, write_text
+from cartok.core.files import read_json
 from cartok.core.parallel import World, gpus_of, see_one_gpu
 from cartok.core.progress import Progress
-from cartok.core.run import provenance, read_log
 from cartok.data.images import open_splits
-from cartok.lab.arm import Arm, score_of
-from cartok.lab.arm_stages import run_stage_one, run_stage_two, seconds_of
-from cartok.lab.inputs import ArmInputs, Scores, arm_inputs
-from cartok.lab.means import LOSSES, ArmMeans, arm_means, mean_over_sizes
+from cartok.lab.inputs import ArmInputs, arm_inputs
+from cartok.lab.means import ArmMeans, arm_means
 from cartok.lab.records import (
     FILE,
     StudyRun,
-    new_record,
     record_of,
     runs_of,
     why_none_counts,
     write_summary,
 )
-from cartok.lab.stages import Splits
+from cartok.lab.study_work import prepare_in_turn, run_in_turn
 from cartok.lab.together import Task, run_together
-from cartok.recipes.arms import StudyConfig, names_of
+from cartok.recipes.arms import StudyConfig
+
+Work = Callable[[StudyConfig, list[StudyRun], Path, ArmInputs, Progress], None]
 
 AT_ONCE_ON_GPU = 4
 """On each: a small training leaves most of a GPU idle."""
@@ -128,7 +125,10 @@ def refuse_folder(study: StudyConfig, out: Path) -> None:
 def _inputs(study: StudyConfig, world: World, device: str) -> ArmInputs:
     base = study.arms[0].tokenizer
     splits = open_splits(base.data, size=base.view.size)
-    inputs = arm_inputs(base.view, splits["train"], splits["val"], world, device, study.yardstick)
+    inputs = arm_inputs(
+        base.view, splits["train"], splits["val"], world, device, study.yardstick,
+        sizes=[arm.pixels for arm in study.arms],
+    )  # fmt: skip
     seen = max(prior.loop.steps * prior.loop.batch for prior in study.priors)
     return replace(inputs, most_tokenised=max(inputs.most_tokenised, seen))
 
@@ -143,13 +143,53 @@ def _run_all(
     study: StudyConfig, runs: list[StudyRun], out: Path, inputs: ArmInputs, gpus: list[int],
     at_once: int, progress: Progress,
 ) -> None:  # fmt: skip
-    """Deals the runs out to so many processes; one at once needs no other process."""
-    hands = [runs[start::at_once] for start in range(min(at_once, len(runs)))]
+    """Deals the runs out to so many processes, after the tokenizers that several share."""
+    if shared := _shared_by_many(runs):
+        _deal(prepare_in_turn, study, dealt(shared, at_once), out, inputs, gpus, progress)
+    _deal(run_in_turn, study, dealt([[run] for run in runs], at_once), out, inputs, gpus, progress)
+
+
+def dealt(groups: list[list[StudyRun]], at_once: int) -> list[list[StudyRun]]:
+    """Runs for each of so many processes: the longest first, to whoever has the least to do.
+
+    Those of a group stay together. What takes how long is guessed, by steps and pixels of priors.
+    """
+    hands: list[list[StudyRun]] = [[] for _ in range(min(at_once, len(groups)))]
+    loads = [0.0] * len(hands)
+    for group in sorted(groups, key=lambda group: -sum(map(_work_of, group))):
+        least = loads.index(min(loads))
+        hands[least] += group
+        loads[least] += sum(map(_work_of, group))
+    return hands
+
+
+def _work_of(run: StudyRun) -> float:
+    pixels = run.pixels or run.tokenizer.view.size
+    return float(pixels**2 * sum(prior.loop.steps for prior in run.priors))
+
+
+def _shared_by_many(runs: list[StudyRun]) -> list[list[StudyRun]]:
+    """For each tokenizer that several runs are made from, a run of every size."""
+    made_from: dict[str, list[StudyRun]] = {}
+    for run in runs:
+        made_from.setdefault(run.made_from, []).append(run)
+    return [
+        list({run.pixels: run for run in reversed(group)}.values())
+        for group in made_from.values()
+        if len(group) > 1
+    ]
+
+
+def _deal(
+    work: Work, study: StudyConfig, hands: list[list[StudyRun]], out: Path, inputs: ArmInputs,
+    gpus: list[int], progress: Progress,
+) -> None:  # fmt: skip
+    """A process for each hand; one hand needs no other process."""
     if len(hands) == 1:
-        _run_in_turn(study, runs, out, inputs, progress)
+        work(study, hands[0], out, inputs, progress)
         return
     tasks: dict[str, Task] = {
-        f"process {i}": (_run_on, (gpu, study, hand, out, inputs))
+        f"process {i}": (_work_on, (gpu, work, study, hand, out, inputs))
         for i, (hand, gpu) in enumerate(zip(hands, cycle(gpus or [None]), strict=False))
     }
     try:
@@ -161,73 +201,11 @@ def _run_all(
         ) from None
 
 
-def _run_on(
-    gpu: int | None, study: StudyConfig, runs: list[StudyRun], out: Path, inputs: ArmInputs,
-    progress: Progress,
+def _work_on(
+    gpu: int | None, work: Work, study: StudyConfig, runs: list[StudyRun], out: Path,
+    inputs: ArmInputs, progress: Progress,
 ) -> None:  # fmt: skip
     """In a process of its own, which sees no other GPU."""
     if gpu is not None:
         see_one_gpu(gpu)
-    _run_in_turn(study, runs, out, inputs, progress)
-
-
-def _run_in_turn(
-    study: StudyConfig, runs: list[StudyRun], out: Path, inputs: ArmInputs, progress: Progress
-) -> None:
-    base = runs[0].tokenizer  # all have its pictures
-    splits = open_splits(base.data, size=base.view.size)
-    for run in runs:
-        _run(run, out, inputs, splits, progress)
-        write_summary(study, out)  # a machine may be taken away at any time
-
-
-def _run(run: StudyRun, out: Path, inputs: ArmInputs, splits: Splits, progress: Progress) -> None:
-    """Runs one and records how it ended."""
-    folder = run.folder(out)
-    try:
-        arm = Arm(run.title, folder, out / "pictures", inputs, progress, splits)
-        scores = _scores(run, arm)
-        made_by = provenance(World.join(inputs.device))
-        record = new_record(run, "finished", scores=scores, provenance=made_by)
-    except Exception as error:  # whatever it is, the other arms can still be compared
-        reason = " ".join(str(error).split())
-        if not isinstance(error, UserError):
-            reason = f"{type(error).__name__}: {reason}"
-            write_text(folder / "traceback.txt", traceback.format_exc())
-        progress.say(f"{run.title} failed: {reason}")
-        record = new_record(run, "failed", reason=reason)
-    write_json(folder / "arm.json", finite(record))
-
-
-def _scores(run: StudyRun, arm: Arm) -> Scores:
-    """Trains and scores everything: a prior's scores by size, and their means over the sizes."""
-    started = time.monotonic()
-    scores = run_stage_one(arm, run.tokenizer) | _final_losses(arm)
-    flops = scores["tokenizer_steps"]["receipt"]["flops"]
-    scores["tokenizer_flops"] = score_of(flops, "FLOPs")
-    by_size = {}
-    for size, prior in zip(names_of(run.priors), run.priors, strict=True):
-        by_size[size] = run_stage_two(arm, prior, size)
-        record = read_json(arm.folder / size / "record.json", "a record")
-        by_size[size]["prior_flops"] = score_of(record["flops"], "FLOPs", steps=record["steps"])
-    for key in next(iter(by_size.values())):
-        scores[key] = mean_over_sizes([found[key] for found in by_size.values()])
-        if len(by_size) > 1:
-            scores |= {f"{key}/{size}": found[key] for size, found in by_size.items()}
-    trainings = ("tokenizer", *by_size)
-    seconds = seconds_of(arm, trainings, time.monotonic() - started)
-    return scores | arm.inputs.floor | {"seconds": seconds}
-
-
-def _final_losses(arm: Arm) -> Scores:
-    """The codec's terms, unweighted, as means over the last tenth of the log."""
-    lines = [line for line in read_log(arm.folder / "tokenizer") if "codec/pixel_l2" in line]
-    last = lines[-max(1, len(lines) // 10) :]
-    return {
-        f"loss_{name}": score_of(
-            torch.tensor([line[f"codec/{name}"] for line in last]).mean().item(),
-            "unweighted", steps=[line["step"] for line in last], split="train",
-        )
-        for name in LOSSES
-        if f"codec/{name}" in last[0]
-    }  # fmt: skip
+    work(study, runs, out, inputs, progress)

@@ -296,6 +296,15 @@ def flops_per_token(config: PriorConfig) -> int:
     return round((2 * matrices + mixed) / config.num_tokens)
 
 
+def paper_flops(config: PriorConfig, pictures: int) -> float:
+    """A training's place on the paper's axis: 6 N a picture of 256 tokens, embeddings included.
+
+    The axis counts a picture as one token, and pictures of 400 or 576 tokens as 400/256 and 576/256
+    of one (section 3.3; inferred from the ticks of its figures).
+    """
+    return float(kaplan_flops_per_token(config)) * pictures * config.num_tokens / 256
+
+
 def kaplan_flops_per_token(config: PriorConfig) -> int:
     """Training FLOPs for each token by the convention 6 N, embeddings included in N.
 

@@ -20,7 +20,13 @@ from cartok.core.run import Run
 from cartok.core.shapes import TokenSequence
 from cartok.data.tokens import TokenBatch, TokenManifest, TokenShards, token_batches
 from cartok.layers import TransformerConfig
-from cartok.prior.model import Prior, PriorConfig, flops_per_token, parameter_census
+from cartok.prior.model import (
+    Prior,
+    PriorConfig,
+    flops_per_token,
+    paper_flops,
+    parameter_census,
+)
 from cartok.prior.surprise import Surprise
 
 
@@ -132,6 +138,7 @@ class PriorJob:
             "tokens": samples * shape.num_tokens,
             "parameters": parameter_census(shape),
             "flops": 3.0 * flops_per_token(shape) * shape.num_tokens * samples,
+            "paper_flops": paper_flops(shape, samples),
             "grid": list(shape.grid),
             "codebook_size": shape.codebook_size,
             "tokenizer_digest": self.prior.tokenizer_digest,
