@@ -14,7 +14,7 @@ from cartok.tokenizer.model import Tokenizer
 
 each = pytest.mark.parametrize("name", STUDIES)
 of_the_demos_size = pytest.mark.parametrize(
-    "name", [n for n in STUDIES if not n.startswith(("cifar-", "tiny-"))]
+    "name", [n for n in STUDIES if not n.startswith(("cifar-", "tiny-", "demo"))]
 )
 
 
@@ -48,7 +48,7 @@ def test_a_summary_is_one_short_sentence(name):
 @each
 def test_no_two_arms_are_equal_and_one_has_no_regulariser(name):
     built = study(name)
-    digests = {digest_of(arm.tokenizer) for arm in built.arms}
+    digests = {(digest_of(arm.tokenizer), arm.pixels) for arm in built.arms}
     assert len(digests) == len(built.arms)
     assert any(not arm.tokenizer.causal.weight for arm in built.arms)
 
@@ -68,6 +68,25 @@ def test_scores_are_averaged_over_several_sizes_of_prior(name):
     priors = study(name).priors
     assert len(set(names_of(priors))) == len(priors) >= 2
     assert demo() in priors
+
+
+# ------------------------------------------------------------------ grids
+
+
+@pytest.mark.parametrize("name", ["demo", "cifar-tradeoff"])
+def test_every_length_of_a_grid_has_its_own_whole_schedule(name):
+    built = study(name)
+    assert built.apart
+    shares = {prior.optim.warmup_steps / prior.loop.steps for prior in built.priors}
+    assert max(shares) - min(shares) < 0.02
+    lengths = [prior.loop.steps for prior in built.priors]
+    assert lengths == sorted(set(lengths))
+    assert max(lengths) >= 16 * min(lengths)
+    assert all(prior.optim.schedule == "cosine" for prior in built.priors)
+    assert any(arm.pixels for arm in built.arms)
+    for arm in built.arms:
+        if arm.pixels:
+            assert arm.tokenizer in [a.tokenizer for a in built.arms if not a.pixels]
 
 
 # ------------------------------------------------------------------ the paper's ablations

@@ -47,9 +47,9 @@ def cifar_search() -> StudyConfig:
     base = _tokenizer()
     baselines = {
         "base": base,
-        "codes-128": _codes(base, 128),
-        "codes-256": _codes(base, 256),
-        "codes-1024": _codes(base, 1024),
+        "codes-128": with_codes(base, 128),
+        "codes-256": with_codes(base, 256),
+        "codes-1024": with_codes(base, 1024),
         "beta-.25": _losses(base, commitment=0.25),
         "beta-4": _losses(base, commitment=4.0),
         "lr-1.6e-3": _faster(base),
@@ -59,8 +59,8 @@ def cifar_search() -> StudyConfig:
     rate = _rate(base)
     wide = TransformerConfig(width=192, depth=2, heads=6, hidden_multiple=32)
     forms = {
-        "latents-1": _literal(base, weight=1.0),
-        "latents-4": _literal(base),
+        "latents-1": literal(base, weight=1.0),
+        "latents-4": literal(base),
         "reads-codes-.5": _causal(base, reads="codes", weight=0.5),
         "noisy-.5": _causal(base, reads="noisy", weight=0.5),
         "noisy-1": _causal(base, reads="noisy", weight=1.0),
@@ -71,8 +71,8 @@ def cifar_search() -> StudyConfig:
         "rate-.1": _rate(base, weight=0.1),
         "rate-.2": _rate(base, weight=0.2),
         "rate-.05-wide": _causal(rate, transformer=wide),
-        "rate-.05-codes-256": _codes(rate, 256),
-        "rate-.05-codes-1024": _codes(rate, 1024),
+        "rate-.05-codes-256": with_codes(rate, 256),
+        "rate-.05-codes-1024": with_codes(rate, 1024),
         "rate-.05-critic": _losses(rate, critic=_CRITIC),
     }
     return _study("cifar-search", baselines | forms)
@@ -83,9 +83,9 @@ def cifar_literal() -> StudyConfig:
     base = _tokenizer()
     arms = {
         "codes-512": base,
-        "codes-256": _codes(base, 256),
+        "codes-256": with_codes(base, 256),
         "beta-4": _losses(base, commitment=4.0),
-        "latents-4": _literal(base),
+        "latents-4": literal(base),
     }
     return _study("cifar-literal", arms, seeds=5)
 
@@ -99,17 +99,17 @@ def cifar_dimensions() -> StudyConfig:
     error. At the learning rate that the search found better.
     """
     base = _faster(_tokenizer())
-    arms = {"codes-256": _codes(base, 256)}
+    arms = {"codes-256": with_codes(base, 256)}
     for dim in (8, 5, 4, 3):
         arms[f"dim-{dim}"] = _dims(base, dim)
-        arms[f"dim-{dim}-latents-4"] = _literal(_dims(base, dim))
+        arms[f"dim-{dim}-latents-4"] = literal(_dims(base, dim))
     arms["beta-4"] = _losses(base, commitment=4.0)
     arms["lr-3.2e-3"] = _rated(base, 3.2e-3)
     for dim in (8, 4):
-        arms[f"dim-{dim}-live-.5"] = _causal(_literal(_dims(base, dim), weight=0.5), scale="live")
+        arms[f"dim-{dim}-live-.5"] = _causal(literal(_dims(base, dim), weight=0.5), scale="live")
     arms["dim-4-rate-.05"] = _rate(_dims(base, 4))
-    arms["dim-4-codes-256"] = _codes(_dims(base, 4), 256)
-    arms["dim-4-codes-1024"] = _codes(_dims(base, 4), 1024)
+    arms["dim-4-codes-256"] = with_codes(_dims(base, 4), 256)
+    arms["dim-4-codes-1024"] = with_codes(_dims(base, 4), 1024)
     return _study("cifar-dimensions", arms, seeds=2)
 
 
@@ -132,16 +132,16 @@ def tiny_forms() -> StudyConfig:
     There the paper's form with lambda 4 loses reconstruction that its tokens do not win back, and
     a critic is what the paper has beside it.
     """
-    base = _codes(_tiny_tokenizer(), 1024)
+    base = with_codes(_tiny_tokenizer(), 1024)
     critic = _losses(base, critic=_CRITIC)
     arms = {
         "base": base,
-        "latents-.25": _literal(base, weight=0.25),
-        "latents-1": _literal(base, weight=1.0),
+        "latents-.25": literal(base, weight=0.25),
+        "latents-1": literal(base, weight=1.0),
         "rate-.05": _rate(base),
         "critic": critic,
-        "critic-latents-1": _literal(critic, weight=1.0),
-        "critic-latents-4": _literal(critic),
+        "critic-latents-1": literal(critic, weight=1.0),
+        "critic-latents-4": literal(critic),
     }
     return _study("tiny-forms", arms, yardstick=replace(_QUICK, held=5_000))
 
@@ -155,8 +155,8 @@ def _claim(
     The regulariser costs some reconstruction, and so do fewer codes: a curve to read it against,
     which is to reach further than the form does.
     """
-    arms = {f"codes-{number}": _codes(base, number) for number in codes}
-    arms[f"causal-{codes[-1]}"] = _chosen(_codes(base, codes[-1]))
+    arms = {f"codes-{number}": with_codes(base, number) for number in codes}
+    arms[f"causal-{codes[-1]}"] = _chosen(with_codes(base, codes[-1]))
     yardstick = replace(_QUICK, held=held)
     return _study(
         name, arms, priors=priors, seeds=seeds, first_seed=CLAIM_SEED,
@@ -178,10 +178,10 @@ def _study(
 
 def _chosen(run: TokenizerRun) -> TokenizerRun:
     """The form that goes into the claims; provisional until cifar-dimensions has run."""
-    return _literal(run)
+    return literal(run)
 
 
-def _literal(run: TokenizerRun, weight: float = 4.0) -> TokenizerRun:
+def literal(run: TokenizerRun, weight: float = 4.0) -> TokenizerRun:
     """The paper's own form (section 4.1), which reads latents."""
     return _causal(run, reads="latents", weight=weight)
 
@@ -226,15 +226,17 @@ def _tokenizer() -> TokenizerRun:
 
 
 def _tiny_tokenizer() -> TokenizerRun:
-    """The baseline for 64 pixels: halved once more, by a stem that stacks pixels; wider."""
+    """The baseline for 64 pixels."""
+    return replace(
+        coarse_tokenizer(), view=View(size=64, min_scale=0.8, flip=True), workers=4,
+    )  # fmt: skip
+
+
+def coarse_tokenizer() -> TokenizerRun:
+    """The baseline at f=4: halved once more, by a stem that stacks pixels; wider (32 px)."""
     base = _faster(_tokenizer())
     codec = replace(base.model.codec, channels=96, stem=2)
-    return replace(
-        base,
-        view=View(size=64, min_scale=0.8, flip=True),
-        model=replace(base.model, codec=codec),
-        workers=4,
-    )
+    return replace(base, model=replace(base.model, codec=codec))
 
 
 def _faster(run: TokenizerRun) -> TokenizerRun:
@@ -250,7 +252,8 @@ def _losses(run: TokenizerRun, **changes: Any) -> TokenizerRun:
     return replace(run, losses=replace(run.losses, **changes))
 
 
-def _codes(run: TokenizerRun, number: int) -> TokenizerRun:
+def with_codes(run: TokenizerRun, number: int) -> TokenizerRun:
+    """The run with a codebook of another size."""
     return _quantizer(run, codebook_size=number)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from cartok.prior.train import PriorRun
-from cartok.recipes import search, table_of
+from cartok.recipes import grids, search, table_of
 from cartok.recipes import tokenizer as tokenizers
 from cartok.recipes.arms import StudyArm, StudyConfig, with_quantizer
 from cartok.recipes.prior import demo as demo_prior
@@ -120,5 +120,5 @@ def _paper(name: str, **causal: Any) -> StudyArm:
 STUDIES = table_of(
     loss_forms, weights, layers, reads, orders, quantizers, search.cifar_search,
     search.cifar_literal, search.cifar_dimensions, search.cifar_claim, search.tiny_claim,
-    search.tiny_forms,
+    search.tiny_forms, grids.demo, grids.cifar_tradeoff,
 )  # fmt: skip

@@ -1,0 +1,80 @@
+"""Grids that laws are fitted to: tokenizers by the lengths of a prior's training.
+
+Every length is a training of its own with its own schedule, as the paper's are (section 3): a point
+on the way of a longer one would be worse than what that length can reach.
+"""
+
+from dataclasses import replace
+
+from cartok.layers import TransformerConfig
+from cartok.prior.train import PriorRun
+from cartok.recipes.arms import StudyArm, StudyConfig
+from cartok.recipes.prior import demo as demo_prior
+from cartok.recipes.prior import small as small_prior
+from cartok.recipes.search import coarse_tokenizer, literal, with_codes
+from cartok.recipes.tokenizer import baseline_demo
+from cartok.recipes.yardstick import Yardstick
+
+CODES = 1024
+"""Of the tokenizer that is shown more pixels, and of the regularised one."""
+
+
+def demo() -> StudyConfig:
+    """Two codebooks, and one of them at more tokens, by four lengths: minutes on two cores."""
+    base = baseline_demo()
+    short = replace(
+        base,
+        view=replace(base.view, size=16),
+        loop=replace(base.loop, steps=200, log_every=20, save_every=200),
+        optim=replace(base.optim, warmup_steps=20),
+        evaluations=(),
+    )
+    codes = {number: with_codes(short, number) for number in (16, 64)}
+    arms = [StudyArm(name=f"codes-{number}", tokenizer=run) for number, run in codes.items()]
+    arms.append(StudyArm(name="codes-64-24px", tokenizer=codes[64], pixels=24))
+    net = TransformerConfig(width=32, depth=2, heads=2, dropout=0.1, hidden_multiple=32)
+    prior = replace(demo_prior(), transformer=net)
+    return StudyConfig(
+        name="demo", arms=tuple(arms), priors=lengths_of(prior, (20, 40, 80, 160, 320)), apart=True,
+    )  # fmt: skip
+
+
+def cifar_tradeoff() -> StudyConfig:
+    """Codebooks, tokens per picture and the regulariser by five lengths (32 px, for a GPU).
+
+    At f=4 a picture of 32 pixels is 64 tokens; of 48 and 64 pixels, 144 and 256 of the same
+    tokenizer (paper, Figures 5 and 6).
+    """
+    base = coarse_tokenizer()
+    arms = [
+        StudyArm(name=f"codes-{number}", tokenizer=with_codes(base, number))
+        for number in (64, 256, CODES, 4096)
+    ]
+    large = with_codes(base, CODES)
+    arms += [
+        StudyArm(name=f"codes-{CODES}-{pixels}px", tokenizer=large, pixels=pixels)
+        for pixels in (48, 64)
+    ]
+    arms.append(StudyArm(name=f"causal-{CODES}", tokenizer=literal(large)))
+    return StudyConfig(
+        name="cifar-tradeoff", arms=tuple(arms), seeds=2, apart=True,
+        priors=lengths_of(replace(small_prior(), compile=False), (500, 1_000, 2_000, 4_000, 8_000)),
+        yardstick=Yardstick(
+            samples=10_000, reference=25_000, held=10_000, guidances=(1.0, 1.25, 1.5, 2.0, 2.5),
+            scan_samples=2_048, size=224, drawn_in="bf16",
+        ),
+    )  # fmt: skip
+
+
+def lengths_of(prior: PriorRun, steps: tuple[int, ...]) -> tuple[PriorRun, ...]:
+    """The training at several lengths, warm-up and evaluations in proportion."""
+    share = prior.optim.warmup_steps / prior.loop.steps
+    return tuple(
+        replace(
+            prior,
+            optim=replace(prior.optim, warmup_steps=max(1, round(number * share))),
+            loop=replace(prior.loop, steps=number),
+            evaluations=tuple(replace(e, every=max(1, number // 4)) for e in prior.evaluations),
+        )
+        for number in steps
+    )
