@@ -18,6 +18,7 @@ from PIL import Image
 from cartok.core.errors import UserError
 from cartok.data.arrays import Statistics, picture_array, read_statistics, write_npz
 from cartok.data.images import open_pictures
+from cartok.data.pictures import Pictures
 from cartok.data.sources import open_source
 
 
@@ -109,6 +110,27 @@ def as_written_npz(path, pictures):
     return path.with_suffix(".npz")
 
 
+def as_mixed_modes(path, pictures):
+    path.mkdir()
+    for index, rows in enumerate(pictures):
+        mode = ("RGB", "L", "RGBA")[index % 3]
+        Image.fromarray(rows).convert(mode).save(path / f"{index:04d}.png")
+    return path
+
+
+def spoil(monkeypatch, *names):
+    """Makes pictures whose names end so fail when they are decoded, long after their headers."""
+    plain = Pictures._decode
+
+    def decode(self, index):
+        name = self.name_of(index)
+        if name.endswith(names) and not name.startswith("00001.tar"):
+            raise OSError("spoilt")
+        return plain(self, index)
+
+    monkeypatch.setattr(Pictures, "_decode", decode)
+
+
 CONTAINERS = [as_folder, as_class_folders, as_zip, as_shards, as_parquet, as_npy, as_npy_of_floats,
               as_npz, as_compressed_npz, as_written_npz]  # fmt: skip
 
@@ -160,7 +182,7 @@ def test_an_npz_of_statistics_alone_is_a_source_without_pictures(tmp_path):
     np.savez(tmp_path / "a.npz", mu=np.zeros(4, np.float32), sigma=np.eye(4))
     source = open_source(tmp_path / "a.npz")
     assert len(source) == 0
-    assert not list(source)
+    assert not list(source.pixels("as-given", 0))
     assert source.statistics["pool"].mean.dtype == np.float64
 
 
@@ -221,12 +243,12 @@ def test_floats_out_of_their_range_are_refused_when_read(tmp_path, make, words):
     image = noise(64).astype(np.float32) / 127.5 - 1
     image[0, 0, 0, 0] = -1
     with pytest.raises(UserError, match=words):
-        list(open_source(saved_npy(tmp_path / "a.npy", make(image))))
+        read(open_source(saved_npy(tmp_path / "a.npy", make(image))))
 
 
 def test_an_npy_that_was_cut_short_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot be read as an array"):
-        list(open_source(cut(as_npy(tmp_path / "a", noise(9)))))
+        read(open_source(cut(as_npy(tmp_path / "a", noise(9)))))
 
 
 def test_pictures_of_other_modes_are_counted(tmp_path):
@@ -243,6 +265,46 @@ def test_pictures_of_several_sizes_do_not_make_a_batch(tmp_path):
         Image.fromarray(noise(1, height=9 + index // 2)[0]).save(tmp_path / f"{index}.png")
     with pytest.raises(UserError, match="one size, but these have 7 x 9 and 7 x 10"):
         list(open_source(tmp_path).pixels("as-given", 0))
+
+
+@pytest.mark.parametrize("held_in", [*CONTAINERS, as_mixed_modes], ids=lambda kind: kind.__name__)
+def test_threads_change_neither_pictures_nor_batches_nor_what_is_left_out(
+    held_in, monkeypatch, tmp_path
+):
+    path = held_in(tmp_path / "pictures", noise(120, 9, 9))
+    spoil(monkeypatch, "0013.png", ":13")
+    said = []
+    for threads in (0, 1, 3):
+        source = open_source(path)
+        batches = list(source.pixels("square", 9, batch=50, threads=threads))
+        said.append(([len(batch) for batch in batches], source.skipped, source.converted))
+        assert torch.equal(torch.cat(batches), torch.cat(list(source.pixels("square", 9))))
+        share = list(source.pixels("square", 9, rows=range(3, 60), threads=threads))
+        assert torch.equal(torch.cat(share), torch.cat(batches)[3 : 3 + sum(map(len, share))])
+    assert said[0] == said[1] == said[2]
+    assert sum(said[0][0]) + len(said[0][1]) == 120
+
+
+def test_a_share_of_an_array_is_read_from_its_place(tmp_path):
+    for held_in in (as_npy, as_npy_of_floats, as_npz, as_compressed_npz):
+        source = open_source(held_in(tmp_path / held_in.__name__, noise(30)))
+        for rows in (range(0), range(11, 29), range(29, 30), range(30, 30)):
+            found = list(source.pixels("as-given", 0, rows=rows))
+            wanted = noise(30)[rows.start : rows.stop]
+            assert sum(map(len, found)) == len(wanted)
+            if found:
+                np.testing.assert_array_equal(torch.cat(found).permute(0, 2, 3, 1), wanted)
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_more_than_a_hundredth_that_do_not_decode_stop_alike_with_any_threads(
+    monkeypatch, tmp_path, threads
+):
+    spoil(monkeypatch, "0007.png", "0050.png", "0090.png")
+    source = open_source(as_folder(tmp_path / "a", noise(120)))
+    words = r"2 of 120 are: 0007.png \(spoilt\), 0050.png \(spoilt\); repair"
+    with pytest.raises(UserError, match=words):
+        list(source.pixels("as-given", 0, threads=threads))
 
 
 def test_shards_train_too_with_the_classes_that_they_name(tmp_path):

@@ -5,6 +5,7 @@ A batch of ADM is ``arr_0``, bytes of (picture, height, width, 3); its statistic
 order, compressed or not, so a few of them are in memory at a time. Nothing pickled is ever read.
 """
 
+import os
 import zipfile
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,7 +30,8 @@ PICTURES = "arr_0"
 STATISTICS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 """The members that hold a mean and a covariance, by the kind of features."""
 
-ROWS_AT_ONCE = 64
+ENOUGH = 64
+"""Pictures of floats that are surely not in [-1, 1] if none of them falls below 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,21 +61,21 @@ class PictureArray:
         first = 1 if self._is_last else 2
         return self.shape[first], self.shape[first + 1]
 
-    def rows(self) -> Iterator[PixelRows]:
-        """Some pictures at a time, in order.
+    def rows(self, chosen: range | None = None, at_once: int = 64) -> Iterator[PixelRows]:
+        """Some pictures at a time, in order: all, or those of a range without gaps.
 
         Raises:
             UserError: floats are not finite or not in [-1, 1], or the file ends too early.
         """
         seen, lowest = 0, np.inf
-        for part in self._parts():
+        for part in self._parts(range(len(self)) if chosen is None else chosen, at_once):
             part = part if self._is_last else part.transpose(0, 2, 3, 1)
             if part.dtype != np.uint8:
                 lowest = min(lowest, float(part.min()))
                 part = _bytes_of(part, self.path)
             seen += len(part)
             yield np.ascontiguousarray(part)
-        if seen >= ROWS_AT_ONCE and lowest >= 0 and self.dtype != np.uint8:
+        if seen >= ENOUGH and lowest >= 0 and self.dtype != np.uint8:
             raise UserError(
                 f"float pictures lie in [-1, 1], but none of {self.path} falls below 0; "
                 "write 2 x - 1 of pictures in [0, 1], or bytes"
@@ -83,12 +85,13 @@ class PictureArray:
     def _is_last(self) -> bool:
         return self.shape[-1] == 3
 
-    def _parts(self) -> Iterator[np.ndarray]:
+    def _parts(self, chosen: range, at_once: int) -> Iterator[np.ndarray]:
         one = int(np.prod(self.shape[1:])) * self.dtype.itemsize
         with _stream(self.path, self.member) as stream:
             _header(stream)
-            for start in range(0, len(self), ROWS_AT_ONCE):
-                count = min(ROWS_AT_ONCE, len(self) - start)
+            stream.seek(chosen.start * one, os.SEEK_CUR)
+            for start in chosen[::at_once]:
+                count = min(at_once, chosen.stop - start)
                 part = _exactly(stream, count * one, self.path)
                 yield np.frombuffer(part, self.dtype).reshape(count, *self.shape[1:])
 

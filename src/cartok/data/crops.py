@@ -32,15 +32,21 @@ def cropped(picture: Image.Image, crop: Crop, size: int) -> Cut:
     Raises:
         UserError: ``as-given`` of a picture of another size.
     """
+    if picture.size == (size, size):  # every crop leaves it as it is
+        return _bytes_of(picture)
     if crop == "square":
         return center_view(picture, View(size=size))
     if crop == "short-side":
         picture = _short_side(picture, size)
-    elif size and picture.size != (size, size):
+    elif size:
         raise UserError(
             f"these pictures are scored as they are, at {size} x {size} pixels, but one is "
             f"{picture.width} x {picture.height}; crop them, or take a preset that does"
         )
+    return _bytes_of(picture)
+
+
+def _bytes_of(picture: Image.Image) -> Cut:
     return torch.from_numpy(np.array(np.asarray(picture).transpose(2, 0, 1), order="C"))
 
 

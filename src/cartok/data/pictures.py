@@ -85,8 +85,8 @@ class Pictures:
 
     @property
     def broken(self) -> list[Fault]:
-        """The pictures whose pixels could not be decoded so far, in this process."""
-        return list(self._broken.values())
+        """The pictures whose pixels could not be decoded so far, in this process; by index."""
+        return [self._broken[index] for index in sorted(self._broken)]
 
     def name_of(self, index: int) -> str:
         """A name by which a person finds the picture."""
@@ -108,15 +108,30 @@ class Pictures:
         if not 0 <= index < len(self):
             raise IndexError(f"an index is 0 to {len(self) - 1}, but got {index}")
         for candidate in chain(range(index, len(self)), range(index)):
-            if candidate in self._broken:
-                continue
-            try:
-                return Loaded(candidate, self._decode(candidate))
-            except Exception as error:  # decoders fail in any way; each means a broken picture
-                self._broken[candidate] = Fault(self.name_of(candidate), reason_of(error))
-                faults = [*self.skipped, *self.broken]
-                stop_if_many(faults, len(self) + len(self.skipped))
+            found = self.attempt(candidate)
+            if not isinstance(found, Fault):
+                return Loaded(candidate, found)
+            self.count_broken(candidate, found)
         raise AssertionError("the 1 % rule stops before every picture is broken")
+
+    def attempt(self, index: int) -> Image.Image | Fault:
+        """The picture in RGB, or why it cannot be decoded; counts nothing, so threads may call."""
+        if index in self._broken:
+            return self._broken[index]
+        try:
+            return self._decode(index)
+        except Exception as error:  # decoders fail in any way; each means a broken picture
+            return Fault(self.name_of(index), reason_of(error))
+
+    def count_broken(self, index: int, fault: Fault) -> None:
+        """Takes note of a picture that cannot be decoded.
+
+        Raises:
+            UserError: more than 1 % of the collection cannot be decoded.
+        """
+        if index not in self._broken:
+            self._broken[index] = fault
+            stop_if_many([*self.skipped, *self.broken], len(self) + len(self.skipped))
 
     def keep_small(self) -> None:
         """Decodes now what would be kept when it is first read: workers forked later share it."""

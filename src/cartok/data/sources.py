@@ -7,6 +7,7 @@ pair. Shards, tables and arrays come in their own order.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 from cartok.core.errors import UserError
 from cartok.core.shapes import Pixels
+from cartok.core.threads import in_threads
 from cartok.data.archives import ZipStore
 from cartok.data.arrays import (
     PictureArray,
@@ -23,12 +25,15 @@ from cartok.data.arrays import (
     picture_array,
     read_statistics,
 )
-from cartok.data.crops import Crop, cropped
+from cartok.data.crops import Crop, Cut, cropped
 from cartok.data.images import open_pictures
 from cartok.data.pictures import Fault, Pictures
-from cartok.data.stores import FolderStore
+from cartok.data.stores import FolderStore, PixelRows
 
 ARRAYS = (".npy", ".npz")
+
+AT_ONCE = 8
+"""Pictures that a thread reads before the next thread's come."""
 
 
 class Source(ABC):
@@ -42,8 +47,8 @@ class Source(ABC):
         """The number of pictures, readable or not."""
 
     @abstractmethod
-    def __iter__(self) -> Iterator[Image.Image]:
-        """The readable pictures, RGB."""
+    def cuts(self, crop: Crop, size: int, rows: range, threads: int | None) -> Iterator[Cut]:
+        """The readable ones of a range of pictures, cut: see ``pixels``."""
 
     @property
     @abstractmethod
@@ -60,22 +65,24 @@ class Source(ABC):
         """What is left out; pictures that do not decode are known once they have been read."""
         return []
 
-    def pixels(self, crop: Crop, size: int, batch: int = 64) -> Iterator[Pixels]:
+    def pixels(
+        self, crop: Crop, size: int, batch: int = 64, *,
+        rows: range | None = None, threads: int | None = 0,
+    ) -> Iterator[Pixels]:  # fmt: skip
         """The pictures cut, in batches; ``size`` as in ``cropped``.
+
+        ``rows`` are those that are read, a range without gaps; None is all. ``threads`` decode and
+        cut ahead, as in ``in_threads``; their number changes nothing else.
 
         Raises:
             UserError: pictures differ in size after the cut.
         """
-        some: list[torch.Tensor] = []
-        for picture in self:
-            some.append(cropped(picture, crop, size))
-            if some[-1].shape != some[0].shape:
-                sizes = " and ".join(f"{s.shape[2]} x {s.shape[1]}" for s in (some[0], some[-1]))
+        cuts = self.cuts(crop, size, range(len(self)) if rows is None else rows, threads)
+        while some := list(islice(cuts, batch)):
+            shapes = dict.fromkeys(cut.shape for cut in some)
+            if len(shapes) > 1:
+                sizes = " and ".join(f"{width} x {height}" for _, height, width in [*shapes][:2])
                 raise UserError(f"pictures of a set have one size, but these have {sizes}; crop")
-            if len(some) == batch:
-                yield torch.stack(some)
-                some = []
-        if some:
             yield torch.stack(some)
 
 
@@ -89,11 +96,22 @@ class FileSource(Source):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __iter__(self) -> Iterator[Image.Image]:
-        for index in range(len(self)):
-            loaded = self.pictures.load(index)
-            if loaded.index == index:  # a stand-in would be counted twice
-                yield loaded.picture
+    def cuts(self, crop: Crop, size: int, rows: range, threads: int | None) -> Iterator[Cut]:
+        """The readable ones, cut; the others are counted in their turn."""
+
+        def attempts(part: range) -> list[tuple[int, Cut | Fault]]:
+            found = [(index, self.pictures.attempt(index)) for index in part]
+            return [
+                (index, it if isinstance(it, Fault) else cropped(it, crop, size))
+                for index, it in found
+            ]
+
+        for part in in_threads(attempts, _parts(rows), threads):
+            for index, found in part:
+                if isinstance(found, Fault):
+                    self.pictures.count_broken(index, found)
+                else:
+                    yield found
 
     @property
     def short_side(self) -> int:
@@ -121,9 +139,17 @@ class ArraySource(Source):
     def __len__(self) -> int:
         return len(self.array)
 
-    def __iter__(self) -> Iterator[Image.Image]:
-        for part in self.array.rows():
-            yield from map(Image.fromarray, part)
+    def cuts(self, crop: Crop, size: int, rows: range, threads: int | None) -> Iterator[Cut]:
+        """The pictures, cut."""
+        whole = self.array.size == (size, size) or (crop == "as-given" and not size)
+
+        def cuts_of(part: PixelRows) -> list[Cut]:
+            if whole:
+                return [*torch.from_numpy(np.array(part.transpose(0, 3, 1, 2), order="C"))]
+            return [cropped(Image.fromarray(picture), crop, size) for picture in part]
+
+        for part in in_threads(cuts_of, self.array.rows(rows, AT_ONCE), threads):
+            yield from part
 
     @property
     def short_side(self) -> int:
@@ -140,7 +166,8 @@ class StatisticsSource(Source):
     def __len__(self) -> int:
         return 0
 
-    def __iter__(self) -> Iterator[Image.Image]:
+    def cuts(self, crop: Crop, size: int, rows: range, threads: int | None) -> Iterator[Cut]:
+        """There is no picture."""
         return iter(())
 
     @property
@@ -167,6 +194,10 @@ def open_source(path: str | Path) -> Source:
             return StatisticsSource(statistics)
         return ArraySource(picture_array(path), statistics)
     return FileSource(_by_name(open_pictures(path, "all")))
+
+
+def _parts(rows: range) -> Iterator[range]:
+    return (rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE))
 
 
 def _by_name(pictures: Pictures) -> Pictures:
