@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,13 @@ from hypothesis import strategies as st
 from cartok.core.errors import UserError
 from cartok.core.shapes import image_of_pixels
 from cartok.frozen import judge
-from cartok.metrics.features import content_hash, features_of, pixel_batches, projection
+from cartok.metrics.features import (
+    content_hash,
+    features_of,
+    picture_hashes,
+    pixel_batches,
+    projection,
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +71,14 @@ def test_the_hash_names_the_set_and_not_its_order(photo_crops):
     assert content_hash(changed) != content_hash(pixels)
     assert content_hash(pixels.reshape(5, 3, 16, 64)) != content_hash(pixels)
     assert content_hash(pixels.repeat(2, 1, 1, 1)) != content_hash(pixels)
+
+
+def test_each_picture_is_hashed_for_itself_whoever_hashes_it():
+    pixels = torch.arange(40 * 3 * 160 * 160).reshape(40, 3, 160, 160).to(torch.uint8)
+    for shown in (pixels, pixels.flip(0), pixels[:1], pixels.permute(0, 1, 3, 2)):
+        assert picture_hashes(shown) == [
+            hashlib.sha256(picture.numpy().tobytes()).digest() for picture in shown
+        ]
 
 
 def test_the_projection_is_the_same_on_every_version():

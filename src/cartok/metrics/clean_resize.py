@@ -1,5 +1,7 @@
 """The resize of clean-fid, done to pictures before a network sees them."""
 
+from collections import deque
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -7,6 +9,7 @@ from PIL import Image as Picture
 from torch import Tensor
 
 from cartok.core.shapes import Pixels
+from cartok.core.threads import in_threads, num_threads
 from cartok.frozen.inception_v3 import SIDE
 
 Brightness = Float[Tensor, "batch 3 side side"]
@@ -18,9 +21,14 @@ def cleanly_resized(pixels: Pixels) -> Brightness:
 
     Parmar et al. 2022: what is not antialiased scores JPEG and blur by chance.
     """
-    channels = [
-        np.asarray(Picture.fromarray(channel).resize((SIDE, SIDE), Picture.Resampling.BICUBIC))
-        for channel in pixels.cpu().flatten(0, 1).float().numpy()
-    ]
-    resized = torch.from_numpy(np.stack(channels)).clamp(0, 255)
-    return resized.unflatten(0, (-1, 3)).to(pixels.device)
+    source = pixels.cpu().numpy()
+    made = np.empty((len(source), 3, SIDE, SIDE), np.float32)
+
+    def resize(index: int) -> None:
+        for channel, row in zip(source[index], made[index], strict=True):
+            picture = Picture.fromarray(channel.astype(np.float32))
+            resized = picture.resize((SIDE, SIDE), Picture.Resampling.BICUBIC)
+            np.clip(np.asarray(resized), 0, 255, out=row)
+
+    deque(in_threads(resize, range(len(source)), min(num_threads(), len(source) // 2)), maxlen=0)
+    return torch.from_numpy(made).to(pixels.device)

@@ -15,9 +15,13 @@ from torch import Tensor, nn
 
 from cartok.core.errors import UserError
 from cartok.core.shapes import Features, Pixels, image_of_pixels, pixels_of
+from cartok.core.threads import in_threads, num_threads
 
 ROUNDING = "bytes: 127.5 x + 127.5, clipped to 0..255, half to even"
 """The rule of ``pixels_of``, as receipts state it."""
+
+HASHED_AT_ONCE = 1 << 20
+"""Bytes that a thread hashes before it takes others: a millisecond's work."""
 
 Pictures = Tensor | Iterable[Tensor]
 """One tensor of pictures or batches of them: ``Pixels``, or ``Image`` in [-1, 1]."""
@@ -93,7 +97,15 @@ def content_hash(pixels: Pixels) -> str:
 
 def picture_hashes(pixels: Pixels) -> list[bytes]:
     """The sha256 of each picture's bytes."""
-    return [hashlib.sha256(picture.tobytes()).digest() for picture in pixels.cpu().numpy()]
+
+    def some(part: np.ndarray) -> list[bytes]:
+        return [hashlib.sha256(np.ascontiguousarray(picture).data).digest() for picture in part]
+
+    rows = pixels.cpu().numpy()
+    each = max(1, len(rows) * HASHED_AT_ONCE // max(1, rows.nbytes))
+    parts = [rows[start : start + each] for start in range(0, len(rows), each)]
+    return [found for part in in_threads(some, parts, min(num_threads(), len(parts) // 2))
+            for found in part]  # fmt: skip
 
 
 def hash_of_pictures(hashes: list[bytes], size: tuple[int, int]) -> str:
