@@ -74,6 +74,16 @@ class World:
         dist.all_gather(parts, value.contiguous())
         return torch.cat(parts)
 
+    def parts(self, rows: Tensor) -> list[Tensor]:
+        """Every rank's tensor, in order of rank, on its own device; first axes may differ."""
+        if self.size == 1:
+            return [rows]
+        counts = self.gather(torch.tensor([len(rows)], device=self.device)).tolist()
+        padded = rows.new_zeros(max(1, *counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        everyone = self.gather(padded.to(self.device)).to(rows.device).chunk(self.size)
+        return [part[:count] for part, count in zip(everyone, counts, strict=True)]
+
     def any(self, claim: bool) -> bool:
         """True on all ranks if it is true on one."""
         if self.size == 1:

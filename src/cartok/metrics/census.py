@@ -4,7 +4,11 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+import torch
+
 from cartok.core.errors import UserError
+from cartok.core.parallel import World
 from cartok.core.shapes import Pixels
 from cartok.metrics.features import Pictures, hash_of_pictures, picture_hashes, pixel_batches
 
@@ -51,6 +55,20 @@ class Census:
         for pixels in pixel_batches(pictures):
             self.add(pixels)
             yield pixels
+
+    def of_all(self, world: World) -> "Census":
+        """That of all ranks' pictures, one rank's after the other's, on every rank.
+
+        Raises:
+            UserError: there is no picture, or their sizes differ.
+        """
+        hashes = np.frombuffer(b"".join(self.hashes), np.uint8).reshape(-1, 32)
+        parts = world.parts(torch.from_numpy(hashes.copy()))
+        sizes = world.gather(torch.tensor([self.size], device=world.device)).tolist()
+        found = [row.tobytes() for part in parts for row in part.numpy()]
+        if not found:
+            raise UserError("features need at least one picture, but none came")
+        return Census(found, one_size({(height, width) for height, width in sizes if height}))
 
 
 def one_size(sizes: set[tuple[int, int]]) -> tuple[int, int]:

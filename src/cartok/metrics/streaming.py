@@ -11,10 +11,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Shaped
-from torch import Tensor
 
 from cartok.core.ahead import sent
 from cartok.core.errors import UserError, warn
@@ -30,7 +27,7 @@ from cartok.metrics.activations import (
     keep,
     read_kept,
 )
-from cartok.metrics.census import Census, one_size
+from cartok.metrics.census import Census
 from cartok.metrics.clean_resize import cleanly_resized
 from cartok.metrics.features import Pictures, pixel_batches
 from cartok.metrics.gaussian import ROWS_AT_ONCE, Moments, joined, joined_over_ranks, moments_of
@@ -38,8 +35,6 @@ from cartok.metrics.row_file import RowFile
 
 MOMENTS: tuple[Kind, ...] = ("pool", "spatial")
 """The kinds that Frechet distances are of."""
-
-Part = Shaped[Tensor, "row column"]
 
 
 def activations_of(
@@ -151,8 +146,7 @@ class _Seen:
 
 def _seen_by_all(pictures: Pictures, how: _How, world: World, name: str) -> Activations:
     mine = world.together(lambda: _Seen.of(pictures, how))
-    counts = _counts(mine.count, world)
-    census = _census_of_all(mine.census, counts, world)
+    census = mine.census.of_all(world)
     pool, spatial = (joined_over_ranks(mine.moments[kind], world) for kind in MOMENTS)
     return Activations(
         key=Key.of(name or census.name, how.network, how.resize),
@@ -160,9 +154,7 @@ def _seen_by_all(pictures: Pictures, how: _How, world: World, name: str) -> Acti
         picture_size=census.size,
         pool=pool.to("cpu"),
         spatial=spatial.to("cpu"),
-        kept={
-            kind: _rows_of_all(file.mapped(), counts, world) for kind, file in mine.files.items()
-        },
+        kept={kind: _rows_of_all(file.mapped(), world) for kind, file in mine.files.items()},
     )
 
 
@@ -182,45 +174,20 @@ def _may_be_kept(pictures: Pictures, how: _How, folder: Path, world: World) -> b
 def _census_of(pictures: Pictures, world: World) -> Census:
     census = Census()
     world.together(lambda: deque(census.of(pictures), maxlen=0))
-    return _census_of_all(census, _counts(len(census.hashes), world), world)
+    return census.of_all(world)
 
 
-def _census_of_all(mine: Census, counts: list[int], world: World) -> Census:
-    """That of all ranks, on every rank."""
-    if not sum(counts):
-        raise UserError("features need at least one picture, but none came")
-    if world.size == 1:
-        return mine
-    sizes = world.gather(torch.tensor([mine.size], device=world.device)).tolist()
-    size = one_size({(h, w) for h, w in sizes if h})
-    hashes = np.frombuffer(b"".join(mine.hashes), np.uint8).reshape(-1, 32)
-    parts = _parts(torch.from_numpy(hashes.copy()), counts, world)
-    return Census([row.tobytes() for part in parts for row in part.numpy()], size)
-
-
-def _counts(count: int, world: World) -> list[int]:
-    return world.gather(torch.tensor([count], device=world.device)).tolist()
-
-
-def _rows_of_all(mine: Features, counts: list[int], world: World) -> Features:
+def _rows_of_all(mine: Features, world: World) -> Features:
     """The rows of all ranks, in order, on the main one; on the others, their own."""
     if world.size == 1:
         return mine
+    counts = world.gather(torch.tensor([len(mine)], device=world.device)).tolist()
     file, firsts = _file_of(mine.shape[1]), [0, *accumulate(counts)]
     for begin in range(0, max(counts), ROWS_AT_ONCE):
-        here = [min(max(count - begin, 0), ROWS_AT_ONCE) for count in counts]
-        parts = _parts(mine[begin : begin + ROWS_AT_ONCE], here, world)
+        parts = world.parts(mine[begin : begin + ROWS_AT_ONCE])
         for first, part in zip(firsts, parts if world.is_main else (), strict=False):
             file.write(part, at=first + begin)
     return file.mapped() if world.is_main else mine
-
-
-def _parts(mine: Part, counts: list[int], world: World) -> list[Part]:
-    """A part from each rank, of so many rows."""
-    padded = mine.new_zeros(max(counts), mine.shape[1])
-    padded[: len(mine)] = mine
-    everyone = world.gather(padded.to(world.device)).cpu().chunk(world.size)
-    return [part[:count] for part, count in zip(everyone, counts, strict=True)]
 
 
 def _file_of(width: int) -> RowFile:
