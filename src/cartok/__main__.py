@@ -32,7 +32,7 @@ VERBS = (
     Verb("import", "published weights of LlamaGen or taming-transformers to a model folder"),
     Verb("sample", "a prior and its tokenizer to new pictures"),
     Verb("guide", "the guidance with which a prior's samples come nearest to pictures"),
-    Verb("score", "how far pictures are from reference pictures"),
+    Verb("score", "how far pictures are from reference pictures", on_ranks=True),
     Verb("probe", "tokenizers compared by the same small prior, before a large one is trained"),
     Verb("study", "many small trainings that answer one question of the paper"),
     Verb("doctor", "what is wrong with a stage-1 run, and what to change"),

@@ -23,6 +23,11 @@ from rich.progress import Progress as RichProgress
 Tick = Callable[[int, str], None]
 """Told how many units are done, and a few words."""
 
+
+def unseen(done: int, words: str) -> None:
+    """Tells nobody."""
+
+
 SECONDS_BETWEEN_LINES = 15.0
 _SECONDS_BETWEEN_MESSAGES = 0.2
 

@@ -86,7 +86,12 @@ class Pictures:
     @property
     def broken(self) -> list[Fault]:
         """The pictures whose pixels could not be decoded so far, in this process; by index."""
-        return [self._broken[index] for index in sorted(self._broken)]
+        return [self._broken[index] for index in self.broken_indices]
+
+    @property
+    def broken_indices(self) -> list[int]:
+        """The indices of ``broken``."""
+        return sorted(self._broken)
 
     def name_of(self, index: int) -> str:
         """A name by which a person finds the picture."""

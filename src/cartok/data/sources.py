@@ -6,7 +6,8 @@ pair. Shards, tables and arrays come in their own order.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -64,6 +65,20 @@ class Source(ABC):
     def skipped(self) -> list[Fault]:
         """What is left out; pictures that do not decode are known once they have been read."""
         return []
+
+    @property
+    def broken(self) -> list[int]:
+        """The indices of those that did not decode when they were read, in this process."""
+        return []
+
+    def count_broken(self, indices: Iterable[int]) -> None:
+        """Reads again, and so counts, what did not decode in another process.
+
+        Raises:
+            UserError: more than 1 % of all pictures cannot be decoded.
+        """
+        for index in indices:
+            deque(self.cuts("as-given", 0, range(index, index + 1), threads=0), maxlen=0)
 
     def pixels(
         self, crop: Crop, size: int, batch: int = 64, *,
@@ -128,6 +143,11 @@ class FileSource(Source):
         """What is left out; pictures that do not decode are known once they have been read."""
         return [*self.pictures.skipped, *self.pictures.broken]
 
+    @property
+    def broken(self) -> list[int]:
+        """The indices of those that did not decode when they were read, in this process."""
+        return self.pictures.broken_indices
+
 
 class ArraySource(Source):
     """Pictures of an array on disk, with the statistics beside it."""
@@ -143,7 +163,7 @@ class ArraySource(Source):
         """The pictures, cut."""
         whole = self.array.size == (size, size) or (crop == "as-given" and not size)
 
-        def cuts_of(part: PixelRows) -> list[Cut]:
+        def cuts_of(part: PixelRows) -> list[torch.Tensor]:
             if whole:
                 return [*torch.from_numpy(np.array(part.transpose(0, 3, 1, 2), order="C"))]
             return [cropped(Image.fromarray(picture), crop, size) for picture in part]

@@ -12,8 +12,9 @@ from cartok.core.config import config
 from cartok.core.errors import UserError
 from cartok.core.files import write_json
 from cartok.core.parallel import World
-from cartok.core.progress import Progress, Tick
+from cartok.core.progress import Progress
 from cartok.core.shapes import Pixels
+from cartok.core.threads import num_threads
 from cartok.data.arrays import Statistics, write_npz
 from cartok.data.crops import Crop
 from cartok.data.sources import Source, open_source
@@ -21,7 +22,7 @@ from cartok.lab.score_page import copies_of, write_page
 from cartok.metrics.activations import default_folder
 from cartok.metrics.gaussian import gaussian_of
 from cartok.metrics.numbers import METRICS
-from cartok.metrics.pairs import PAIR_METRICS, lpips_metric, pair_numbers, too_small
+from cartok.metrics.pairs import PAIR_METRICS, PairMetric, lpips_metric, pair_numbers, too_small
 from cartok.metrics.presets import Preset, preset_of
 from cartok.metrics.protocol import Sides, receipt_of, score_sides
 from cartok.metrics.score import Score
@@ -32,7 +33,11 @@ from cartok.metrics.sides import (
     inception_extractor,
     stored_side,
 )
+from cartok.metrics.streaming import share_of
 from cartok.metrics.suite import precision_of
+
+PAIRS_AT_ONCE = 64
+"""More would take LPIPS more memory than a small GPU has."""
 
 
 @config
@@ -55,8 +60,14 @@ class ScoreConfig:
     cache: bool = True
     """Keep what Inception says of pictures, 20 kB for each and 67 MB for a set, and look it up when
     they come again."""
+    workers: int | None = None
+    """Threads that read pictures ahead; one a core, 16 at most, if not given; 0 is none."""
     seed: int = 0
     """Of resampling."""
+
+    def __post_init__(self):
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"--workers is at least 0, but got {self.workers}")
 
 
 @dataclass(frozen=True)
@@ -74,15 +85,20 @@ class _Cut:
     source: Source
     crop: Crop
     size: int
-    tick: Tick | None = None
+    threads: int
+    batch: int
+    rows: range | None = None
+    """Those of a share; None is all."""
 
     def __iter__(self) -> Iterator[Pixels]:
-        done = 0
-        for pixels in self.source.pixels(self.crop, self.size):
-            yield pixels
-            done += len(pixels)
-            if self.tick is not None:
-                self.tick(done, "")
+        return self.source.pixels(
+            self.crop, self.size, self.batch, rows=self.rows, threads=self.threads
+        )
+
+    def share(self, world: World, batch: int = 0) -> "_Cut":
+        """What one of several ranks reads of it."""
+        rows = share_of(len(self.source), world)
+        return replace(self, rows=rows, batch=batch or self.batch)
 
 
 def run_score(
@@ -98,61 +114,85 @@ def run_score(
     """Scores two sources of pictures; writes the numbers with their receipts to ``path`` if given.
 
     ``npz``: also a file of the generated pictures and their statistics, as ADM's evaluator reads
-    them.
+    them. Of several ranks each sees a share of the pictures; the main one alone has numbers, and
+    writes.
 
     Raises:
         UserError: a source or a network cannot be opened, or a preset does not fit the pictures.
     """
     preset = preset_of(config.preset)
-    sources = [open_source(generated), open_source(reference)]
+    world = World.join(device)
+    sources = world.together(lambda: [open_source(generated), open_source(reference)])
     if not len(sources[0]):
         raise UserError(f"pictures are scored, but {generated} has statistics alone; name pictures")
     _refuse_size(preset, config.size)
     if config.paired:
         _refuse_unpaired(sources)
-    world = World.join(device)
-    extractor = extractor_of(preset, config, world.device)
-    names = preset.pair_metrics if config.paired else ()
-    pair_metrics = [
-        lpips_metric(_lpips(world.device), world.device) if name == "lpips" else PAIR_METRICS[name]
-        for name in names
-    ]
-    size = preset.side or config.size or _natural_size(preset, sources[0])
-    cuts = [
-        _Cut(source, crop, size)
-        for source, crop in zip(
-            sources, (preset.generated_crop, preset.reference_crop), strict=True
-        )
-    ]
-    words = ("generated pictures", "reference pictures")
+    extractor = world.first(lambda: extractor_of(preset, config, world.device))
+    pair_metrics = world.first(lambda: _pair_metrics(preset, config, world.device))
+    cuts = _cuts(sources, preset, config, world)
     kept = default_folder() if config.cache else None
     sides = [
-        _side(cut, extractor, kept, progress, word) for cut, word in zip(cuts, words, strict=True)
+        _side(cut, extractor, kept, world, progress, f"{word} pictures")
+        for cut, word in zip(cuts, ("generated", "reference"), strict=True)
     ]
     pairs = []
     if pair_metrics:
         _refuse_unpaired(sources)  # again: what does not decode is known by now
-        with progress.stage("pairs", len(sources[0])) as tick:
-            pairs = pair_numbers(replace(cuts[0], tick=tick), cuts[1], pair_metrics)
+        shares = [cut.share(world, PAIRS_AT_ONCE) for cut in cuts]
+        with progress.stage("pairs", len(share_of(len(sources[0]), world))) as tick:
+            pairs = pair_numbers(*shares, pair_metrics, world, tick)
     scored = Sides(
         generated=sides[0], reference=sides[1], preset=preset, extractor=extractor,
         seed=config.seed, paired=config.paired, indicative=config.indicative,
     )  # fmt: skip
-    scores, notes = score_sides(scored, pairs)
-    smallest = min(sides[0].picture_size)
-    notes = [*_conversions(sides), *too_small(pair_metrics, smallest), *notes]
-    if page is not None:
-        nearest = None
-        if "pool" in sides[1].rows:
-            receipt = receipt_of(METRICS["kd"], scored)
-            nearest, share = copies_of(sides[0].rows["pool"], sides[1].rows["pool"], receipt)
-            scores |= share
-        write_page(page, scores, cuts[0].__iter__, cuts[1].__iter__, nearest, config.paired)
-    if path is not None:
-        write_json(path, {name: score.to_json() for name, score in scores.items()})
-    if npz is not None:
-        write_npz(npz, cuts[0], sides[0].count, _statistics(sides[0]))
-    return Scored(scores, notes)
+
+    def finished() -> Scored:
+        if not world.is_main:
+            return Scored({}, [])
+        scores, notes = score_sides(scored, pairs)
+        smallest = min(sides[0].picture_size)
+        notes = [*_conversions(sides), *too_small(pair_metrics, smallest), *notes]
+        if page is not None:
+            scores |= _page(page, scores, scored, cuts)
+        if path is not None:
+            write_json(path, {name: score.to_json() for name, score in scores.items()})
+        if npz is not None:
+            write_npz(npz, cuts[0], sides[0].count, _statistics(sides[0]))
+        return Scored(scores, notes)
+
+    return world.together(finished)
+
+
+def _page(
+    folder: Path, scores: dict[str, Score], scored: Sides, cuts: list[_Cut]
+) -> dict[str, Score]:
+    """Writes the page; returns the scores that are made for it."""
+    nearest, more = None, {}
+    ours, theirs = scored.generated.rows, scored.reference.rows
+    if "pool" in theirs:
+        nearest, more = copies_of(ours["pool"], theirs["pool"], receipt_of(METRICS["kd"], scored))
+    write_page(folder, scores | more, cuts[0].__iter__, cuts[1].__iter__, nearest, scored.paired)
+    return more
+
+
+def _cuts(sources: list[Source], preset: Preset, config: ScoreConfig, world: World) -> list[_Cut]:
+    size = preset.side or config.size or _natural_size(preset, sources[0])
+    threads = num_threads(world.size) if config.workers is None else config.workers
+    batch = 256 if world.device.type == "cuda" else 64
+    crops = (preset.generated_crop, preset.reference_crop)
+    return [
+        _Cut(source, crop, size, threads, batch)
+        for source, crop in zip(sources, crops, strict=True)
+    ]
+
+
+def _pair_metrics(preset: Preset, config: ScoreConfig, device: torch.device) -> list[PairMetric]:
+    names = preset.pair_metrics if config.paired else ()
+    return [
+        lpips_metric(_lpips(device), device) if name == "lpips" else PAIR_METRICS[name]
+        for name in names
+    ]
 
 
 def extractor_of(preset: Preset, config: ScoreConfig, device: torch.device) -> Extractor:
@@ -186,15 +226,21 @@ def _refuse_size(preset: Preset, size: int) -> None:
 
 
 def _side(
-    cut: _Cut, extractor: Extractor, kept: Path | None, progress: Progress, words: str
+    cut: _Cut, extractor: Extractor, kept: Path | None, world: World, progress: Progress, words: str
 ) -> Side:
-    side = Side()
-    if len(cut.source):
-        with progress.stage(words, len(cut.source)) as tick:
-            side = extractor.side_of(replace(cut, tick=tick), kept)
-    source = cut.source
+    side, source = Side(), cut.source
+    if len(source):
+        with progress.stage(words, len(share_of(len(source), world))) as tick:
+            side = extractor.side_of(cut.share(world), kept, world, tick)
+        _count_broken(source, world)
     side = replace(side, converted=source.converted, num_skipped=len(source.skipped))
     return stored_side(side, source.statistics) if source.statistics else side
+
+
+def _count_broken(source: Source, world: World) -> None:
+    """Tells every rank what did not decode on any, and holds all of it to the 1 % rule."""
+    parts = world.parts(torch.tensor(source.broken, dtype=torch.int64))
+    world.together(lambda: source.count_broken(torch.cat(parts).tolist()))
 
 
 def _refuse_unpaired(sources: list[Source]) -> None:

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cartok.core.errors import UserError
+from cartok.core.parallel import World
+from cartok.core.progress import Tick, unseen
 from cartok.core.shapes import Pixels, image_of_pixels
 from cartok.metrics.numbers import Number
 from cartok.metrics.reconstruction import psnr_db_of_each
@@ -53,24 +55,26 @@ def lpips_metric(network: Any, device: torch.device) -> PairMetric:
 
 
 def pair_numbers(
-    generated: Iterable[Tensor], reference: Iterable[Tensor], metrics: Iterable[PairMetric]
+    generated: Iterable[Tensor],
+    reference: Iterable[Tensor],
+    metrics: Iterable[PairMetric],
+    world: World | None = None,
+    tick: Tick = unseen,
 ) -> list[Number]:
     """The mean of each metric over pairs in order, with its standard error; a batch at a time.
 
-    A metric that needs larger pictures is left out: see ``too_small``.
+    A metric that needs larger pictures is left out: see ``too_small``. Each of several ranks gives
+    its own share of the pairs, and all get the numbers of all.
 
     Raises:
         UserError: the sides have other numbers of pictures, or of other sizes.
     """
-    metrics, values = list(metrics), {}
-    for pixels, wanted in _together(generated, reference):
-        for metric in metrics:
-            if min(pixels.shape[2:]) >= metric.smallest:
-                values.setdefault(metric.name, []).append(metric.measure(pixels, wanted))
+    metrics, world = list(metrics), world or World()
+    found = world.together(lambda: _values(generated, reference, metrics, tick))
     numbers = []
     for metric in metrics:
-        if metric.name in values:
-            each = torch.cat(values[metric.name])
+        each = torch.cat(world.parts(found[metric.name]))
+        if len(each):
             own = metric.own | _error(each)
             numbers.append(Number(metric.name, each.mean().item(), metric.unit, own))
     return numbers
@@ -84,6 +88,21 @@ def too_small(metrics: Iterable[PairMetric], side: int) -> list[str]:
         for metric in metrics
         if side < metric.smallest
     ]
+
+
+def _values(
+    generated: Iterable[Tensor], reference: Iterable[Tensor], metrics: list[PairMetric], tick: Tick
+) -> dict[str, Each]:
+    """Of each pair what each metric measures, float64; nothing where pictures are too small."""
+    values = {metric.name: [torch.empty(0, dtype=torch.float64)] for metric in metrics}
+    done = 0
+    for pixels, wanted in _together(generated, reference):
+        for metric in metrics:
+            if min(pixels.shape[2:]) >= metric.smallest:
+                values[metric.name].append(metric.measure(pixels, wanted))
+        done += len(pixels)
+        tick(done, "")
+    return {name: torch.cat(each) for name, each in values.items()}
 
 
 def _together(

@@ -1,13 +1,16 @@
 """One side of a score: a set of pictures as a network sees it, with what a receipt says of it."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
 
-from cartok.core.shapes import Features
+from cartok.core.parallel import World
+from cartok.core.progress import Tick
+from cartok.core.shapes import Features, Pixels
 from cartok.data.arrays import Statistics
 from cartok.frozen import Lite0Features
 from cartok.frozen.inception_v3 import SIDE, Inception
@@ -43,8 +46,9 @@ class Side:
 class Extractor:
     """A network that scores are made of."""
 
-    side_of: Callable[[Pictures, Path | None], Side]
-    """Pictures of one size to their side; with a folder, what is kept there spares the network."""
+    side_of: Callable[[Pictures, Path | None, World, Tick], Side]
+    """Pictures of one size, a share of each rank's, to their side, whose rows are whole on the main
+    rank; with a folder, what is kept there spares the network."""
     name: str
     sha256: str
     suffix: str
@@ -58,10 +62,26 @@ class Extractor:
 def effnet_extractor(network: Lite0Features, precision: str) -> Extractor:
     """The offline judge; nothing is kept, for it takes less time than reading pictures twice."""
 
-    def side_of(pictures: Pictures, folder: Path | None) -> Side:
+    def side_of(pictures: Pictures, folder: Path | None, world: World, tick: Tick) -> Side:
         census = Census()
-        rows = {"pool": features_of(census.of(pictures), network)}
-        return Side(rows, count=len(census.hashes), hash=census.hash, picture_size=census.size)
+
+        def seen() -> Iterator[Pixels]:
+            for pixels in census.of(pictures):
+                yield pixels
+                tick(len(census.hashes), "")
+
+        def rows() -> Features:
+            batches = seen()
+            first = next(batches, None)
+            if first is None:  # this rank has no share
+                return torch.empty(0, len(network.head.weight))
+            return features_of(chain([first], batches), network)
+
+        found = torch.cat(world.parts(world.together(rows)))
+        census = census.of_all(world)
+        return Side(
+            {"pool": found}, count=len(census.hashes), hash=census.hash, picture_size=census.size
+        )
 
     return Extractor(
         side_of=side_of,
@@ -81,9 +101,9 @@ def inception_extractor(network: Inception, resize: Resize = "network") -> Extra
     """
     device = network.classes.device
 
-    def side_of(pictures: Pictures, folder: Path | None) -> Side:
+    def side_of(pictures: Pictures, folder: Path | None, world: World, tick: Tick) -> Side:
         found = activations_of(
-            pictures, network, kinds=KINDS, resize=resize, folder=folder,
+            pictures, network, kinds=KINDS, resize=resize, folder=folder, world=world, tick=tick,
             batch=16 if device.type == "cpu" else 256,
         )  # fmt: skip
         rows: dict[str, Features] = {kind: found.rows(kind) for kind in KINDS}

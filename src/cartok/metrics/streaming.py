@@ -5,7 +5,6 @@ the pictures.
 """
 
 import tempfile
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -16,6 +15,7 @@ import torch
 from cartok.core.ahead import sent
 from cartok.core.errors import UserError, warn
 from cartok.core.parallel import World
+from cartok.core.progress import Tick, unseen
 from cartok.core.shapes import Features
 from cartok.frozen.inception_v3 import Inception, InceptionFeatures
 from cartok.metrics.activations import (
@@ -47,6 +47,7 @@ def activations_of(
     name: str = "",
     batch: int | None = None,
     world: World | None = None,
+    tick: Tick = unseen,
 ) -> Activations:
     """What the network says of a set of pictures, from its file in ``folder`` if there is one.
 
@@ -61,13 +62,14 @@ def activations_of(
     that was done to them.
 
     Each of several ranks gives its own share of the pictures: see ``share_of``. Rows are whole on
-    the main rank alone. A file counts only if every rank finds it.
+    the main rank alone. A file counts only if every rank finds it. ``tick`` is told how many
+    pictures of this rank were named, or seen.
 
     Raises:
         UserError: there is no picture, something is not a batch of RGB pictures, their sizes
             differ, or a feature is not finite; or pictures that are read twice are an iterator.
     """
-    world, how = world or World(), _How(network, kinds, resize, batch)
+    world, how = world or World(), _How(network, kinds, resize, batch, tick)
     if folder is None:
         return _seen_by_all(pictures, how, world, name)
     if not name and isinstance(pictures, Iterator):
@@ -76,7 +78,7 @@ def activations_of(
             "once; pass a list, a data set or a tensor, or name the pictures"
         )
     if name or _may_be_kept(pictures, how, folder, world):
-        key = Key.of(name or _census_of(pictures, world).name, network, resize)
+        key = Key.of(name or _census_of(pictures, world, tick).name, network, resize)
         found = read_kept(folder, key, kinds)
         if not world.any(found is None) and found is not None:
             if world.is_main:
@@ -102,6 +104,7 @@ class _How:
     kinds: tuple[Kind, ...]
     resize: Resize
     batch: int | None
+    tick: Tick
 
 
 @dataclass
@@ -128,6 +131,7 @@ class _Seen:
                 seen.census.add(part)
                 if sum(len(features.pool) for features in seen.waiting) >= ROWS_AT_ONCE:
                     seen.settle()
+            how.tick(len(seen.census.hashes), "seeing")
         seen.settle()
         return seen
 
@@ -171,9 +175,14 @@ def _may_be_kept(pictures: Pictures, how: _How, folder: Path, world: World) -> b
     return world.any(world.together(look))
 
 
-def _census_of(pictures: Pictures, world: World) -> Census:
+def _census_of(pictures: Pictures, world: World, tick: Tick) -> Census:
     census = Census()
-    world.together(lambda: deque(census.of(pictures), maxlen=0))
+
+    def read() -> None:
+        for _ in census.of(pictures):
+            tick(len(census.hashes), "naming")
+
+    world.together(read)
     return census.of_all(world)
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 def score(arguments: list[str]) -> None:
     """Scores pictures against reference pictures."""
     from cartok.core.files import refuse_unwritable
+    from cartok.core.parallel import World
+    from cartok.core.progress import Progress
     from cartok.lab.score_page import refuse_page
     from cartok.lab.scoring import ScoreConfig, run_score
 
@@ -25,6 +27,7 @@ def score(arguments: list[str]) -> None:
 
         Either side is a folder, a zip, a tar shard or a folder of them, parquet, an npy, or an npz
         as ADM's evaluator reads it. Without --preset the network is an offline one, so not FID.
+        Started by torchrun, every process sees a share of the pictures.
         """
 
         generated: First[str] = ""
@@ -55,10 +58,17 @@ def score(arguments: list[str]) -> None:
             refuse_unwritable(path)
     if chosen.page is not None:
         refuse_page(chosen.page)
-    found = run_score(
-        chosen.generated, chosen.reference, chosen.config, chosen.device, progress_bar(),
-        chosen.json, chosen.npz, chosen.page,
-    )  # fmt: skip
+    world = World.join(chosen.device)
+    try:
+        found = run_score(
+            chosen.generated, chosen.reference, chosen.config, chosen.device,
+            progress_bar() if world.is_main else Progress(),
+            chosen.json, chosen.npz, chosen.page,
+        )  # fmt: skip
+    finally:
+        world.leave()
+    if not world.is_main:
+        return
     for note in found.notes:
         print(note)
     print_scores(found.scores)
