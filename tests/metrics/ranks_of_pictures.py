@@ -1,10 +1,9 @@
 """Two ranks see pictures together, several times over; the main one leaves what came of it.
 
-Called with a folder and a port. What each rank says is compared with what one process sees.
+Called with a folder. What each rank says is compared with what one process sees.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -15,6 +14,9 @@ from tiny_inception import TinyInception, pictures
 from cartok.core.errors import UserError
 from cartok.core.parallel import World
 from cartok.metrics import streaming
+
+sys.path.append(str(Path(__file__).parents[1]))
+from ranks import fork
 
 RANKS = 2
 COUNTS = (7, 8, 1)  # the last leaves a rank without pictures
@@ -58,24 +60,6 @@ def rank(folder: Path) -> None:
     world.leave()
 
 
-def fork(folder: Path, port: str) -> list[int]:
-    """How each rank ended."""
-    children = []
-    for number in range(RANKS):
-        if child := os.fork():
-            children.append(child)
-            continue
-        os.environ |= {"RANK": str(number), "WORLD_SIZE": str(RANKS),
-                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
-        try:
-            rank(folder)
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            os._exit(2)
-        os._exit(0)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    sys.exit(any(fork(Path(sys.argv[1]), sys.argv[2])))
+    sys.exit(any(fork(RANKS, lambda: rank(Path(sys.argv[1])))))

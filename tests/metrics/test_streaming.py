@@ -1,5 +1,4 @@
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -115,11 +114,8 @@ def test_shares_are_all_pictures_in_order_and_differ_by_one_at_most(count, size)
 def ranks(tmp_path_factory):
     """What each of two ranks said and got, and the rows it holds."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     script = Path(__file__).with_name("ranks_of_pictures.py")
-    command = [sys.executable, str(script), str(folder), str(port)]
+    command = [sys.executable, str(script), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return [

@@ -26,6 +26,9 @@ from cartok.prior import model
 from cartok.prior.surprise import Surprise, surprise_of_states
 from cartok.prior.train import PriorJob, PriorRun, nats_per_position, train_prior
 
+sys.path.append(str(Path(__file__).parents[1]))
+from ranks import fork
+
 Errand = dict[str, Any]
 
 
@@ -69,28 +72,8 @@ def _arm(job: PriorJob, errand: Errand) -> None:
     job.batches, job.prepare = begin, prepare
 
 
-def fork(errand: Errand, ranks: int, port: int) -> list[int]:
-    """How each rank ended."""
-    children = []
-    for rank in range(ranks):
-        child = os.fork()
-        if child:
-            children.append(child)
-            continue
-        if ranks > 1:
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks),
-                           "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-        try:
-            train(errand)
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            os._exit(2)
-        os._exit(0)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for line in sys.stdin:
         asked = json.loads(line)
-        print(json.dumps(fork(asked["errand"], asked["ranks"], asked["port"])), flush=True)
+        print(json.dumps(fork(asked["ranks"], partial(train, asked["errand"]))), flush=True)

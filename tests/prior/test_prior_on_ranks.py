@@ -1,7 +1,6 @@
 """Weights divided among ranks: the same training as on one rank, stopped and taken up on any."""
 
 import json
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -36,11 +35,8 @@ def apart():
     )
 
     def apart(out, config, ranks=1, **how):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         errand = {"out": str(out), "config": dict_of(config), **how}
-        asked = {"errand": errand, "ranks": ranks, "port": port}
+        asked = {"errand": errand, "ranks": ranks}
         nursery.stdin.write(json.dumps(asked) + "\n")
         nursery.stdin.flush()
         return json.loads(nursery.stdout.readline())
