@@ -404,6 +404,44 @@ def test_a_reference_of_statistics_alone_gives_what_they_allow(
     assert values(found)["fid"] == values(scored(sources, preset=ADM))["fid"]
 
 
+def test_no_number_of_workers_changes_a_number(inception, tmp_path):
+    folder = photographs(tmp_path / "photographs", 14, 1)
+    generated = npz(tmp_path / "g.npz", pictures(140, 0, 64))
+    found = [scored((generated, str(folder)), preset="own-data", workers=n) for n in (0, 1, 3)]
+    assert found[0].scores == found[1].scores == found[2].scores
+    with pytest.raises(ValueError, match="--workers is at least 0, but got -1"):
+        ScoreConfig(workers=-1)
+
+
+class Heard:
+    """Progress that keeps what it is told."""
+
+    def __init__(self):
+        self.ticks = []
+
+    def say(self, text):
+        pass
+
+    def open(self, name, total):
+        self.total = total
+
+    def tick(self, name, done, words):
+        assert done <= self.total
+        self.ticks.append((name, done, words))
+
+    def close(self, name, is_done):
+        pass
+
+
+def test_a_second_reading_says_what_it_is_for(inception, sources):
+    heard = []
+    for _ in range(2):
+        sink = Heard()
+        run_score(*sources, ScoreConfig(preset=ADM), "cpu", Progress(sink=sink))
+        heard.append([tick for tick in sink.ticks if tick[0].startswith("generated")])
+    assert heard == [[("generated pictures", 36, words)] for words in ("seeing", "naming")]
+
+
 # ------------------------------------------------------------------ containers
 
 
