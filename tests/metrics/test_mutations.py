@@ -223,7 +223,7 @@ MUTATIONS = {
         ("a row its own neighbour", "squared.fill_diagonal_(torch.inf)", "pass"),
         ("ties outside", "TIE = 1e-12", "TIE = -1e-12"),
         ("no distance", "alpha=-2", "alpha=-1"),
-        ("the nearest alone", "torch.cat(nearest).amax(1)", "torch.cat(nearest).amin(1)"),
+        ("the nearest alone", "k, 1).amax((1, 2))", "k, 1).amin((1, 2))"),
         ("half precision", "first.double(), second.double()", "first.half(), second.half()"),
     ],
     (density_and_coverage, density_coverage): [

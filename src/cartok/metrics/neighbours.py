@@ -53,17 +53,31 @@ def reach_of(rows: FirstFeatures, k: int) -> Float[Tensor, " first"]:
 
     A row is no neighbour of its own; one that repeats it is. Each pair is taken once, for both.
     """
+    return widened(nearest_in_groups(rows, k, 1).amax((1, 2)), rows)
+
+
+def nearest_in_groups(
+    rows: FirstFeatures, k: int, num_groups: int
+) -> Float[Tensor, "first group k"]:
+    """For each centred row the squared distances to the k nearest others of every group.
+
+    Rows are dealt to groups in turn. A group with too few others has infinity for the rest.
+    """
     blocks = rows.split(BLOCK)
-    nearest = [rows.new_full((len(block), k), torch.inf) for block in blocks]
+    nearest = [rows.new_full((len(block), num_groups, k), torch.inf) for block in blocks]
     for i, j in combinations_with_replacement(range(len(blocks)), 2):
         squared = _squared_distances(blocks[i], blocks[j])
         if i == j:
             squared.fill_diagonal_(torch.inf)
         else:
-            nearest[j] = _smallest(nearest[j], squared.T)
-        nearest[i] = _smallest(nearest[i], squared)
-    radii = torch.cat(nearest).amax(1)
-    return radii + TIE * (radii + rows.square().sum(1))
+            _take_nearest(nearest[j], squared.T, i * BLOCK)
+        _take_nearest(nearest[i], squared, j * BLOCK)
+    return torch.cat(nearest)
+
+
+def widened(squared: Float[Tensor, "*_ first"], rows: FirstFeatures) -> Float[Tensor, "*_ first"]:
+    """Squared radii of centred rows' balls, up to which what ties with them lies inside."""
+    return squared + TIE * (squared + rows.square().sum(1))
 
 
 def blocks_of(first: FirstFeatures, second: SecondFeatures) -> Iterator[Block]:
@@ -75,10 +89,14 @@ def blocks_of(first: FirstFeatures, second: SecondFeatures) -> Iterator[Block]:
             yield Block(rows, columns, _squared_distances(first[rows], second[columns]))
 
 
-def _smallest(
-    known: Float[Tensor, "row k"], others: Float[Tensor, "row other"]
-) -> Float[Tensor, "row k"]:
-    return torch.cat([known, others], 1).topk(known.shape[1], largest=False).values
+def _take_nearest(
+    known: Float[Tensor, "row group k"], others: Float[Tensor, "row other"], start: int
+) -> None:
+    """Puts nearer ones in, from columns of which the first is the set's row ``start``."""
+    num_groups, k = known.shape[1:]
+    for group in range(num_groups):
+        some = others[:, (group - start) % num_groups :: num_groups]
+        known[:, group] = torch.cat([known[:, group], some], 1).topk(k, largest=False).values
 
 
 def _squared_distances(a: FirstFeatures, b: SecondFeatures) -> Float[Tensor, "first second"]:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cartok.metrics.density_coverage import density_coverage
 from cartok.metrics.features import FirstFeatures, SecondFeatures, projection
 from cartok.metrics.frechet import (
     LEVEL,
@@ -21,7 +20,7 @@ from cartok.metrics.frechet_estimate import DIVISORS, GROUPS, frechet_estimate
 from cartok.metrics.gaussian import Gaussian, gaussian_of
 from cartok.metrics.inception_score import inception_score_of_logits
 from cartok.metrics.kernel import KERNEL_BLOCK, kernel_distance
-from cartok.metrics.precision_recall import precision_recall
+from cartok.metrics.manifolds import Estimate, manifolds
 from cartok.metrics.presets import Preset
 
 BOOTSTRAPS = 100
@@ -153,23 +152,14 @@ def class_score(
     return [Number("is{}", score.value, "classes", own, note)]
 
 
-def neighbours(
-    ours: FirstFeatures, theirs: SecondFeatures, preset: Preset, seed: int
-) -> list[Number]:
-    """Precision and recall."""
-    found, own = precision_recall(ours, theirs, preset.k), {"k": preset.k}
+def shares(ours: FirstFeatures, theirs: SecondFeatures, preset: Preset, seed: int) -> list[Number]:
+    """Precision and recall, density and coverage, from the same distances, with errors."""
+    found = manifolds(ours, theirs, preset.k, preset.coverage_k, seed)
     return [
-        Number("precision{}", found.precision, SHARE, own),
-        Number("recall{}", found.recall, SHARE, own),
-    ]
-
-
-def covered(ours: FirstFeatures, theirs: SecondFeatures, preset: Preset, seed: int) -> list[Number]:
-    """Density and coverage."""
-    found, own = density_coverage(ours, theirs, preset.coverage_k), {"k": preset.coverage_k}
-    return [
-        Number("density{}", found.density, "times that of like sets", own),
-        Number("coverage{}", found.coverage, SHARE, own),
+        _share("precision{}", found.precision, preset.k),
+        _share("recall{}", found.recall, preset.k),
+        _share("density{}", found.density, preset.coverage_k, "times that of like sets"),
+        _share("coverage{}", found.coverage, preset.coverage_k),
     ]
 
 
@@ -181,8 +171,7 @@ METRICS: dict[str, Metric] = {
     "fd-large": Metric(large_frechet),
     "kd": Metric(kernel),
     "is": Metric(class_score, "logits", "nothing"),
-    "precision-recall": Metric(neighbours),
-    "density-coverage": Metric(covered),
+    "prdc": Metric(shares),
 }
 
 _PROJECTION = {"dim": PROJECTED_DIM, "seed": PROJECTION_SEED}
@@ -194,6 +183,11 @@ def _is_enough(ours: FirstFeatures, theirs: Reference) -> bool:
     if not isinstance(theirs, Gaussian):
         fewest = min(fewest, len(theirs) * (GROUPS - 1) // GROUPS - 1)
     return fewest > dim
+
+
+def _share(name: str, found: Estimate, k: int, unit: str = SHARE) -> Number:
+    own = {"k": k, "interval": [*found.interval], "standard_error": found.standard_error}
+    return Number(name, found.value, unit, own)
 
 
 def _estimated(name: str, estimate, **own: Any) -> list[Number]:

@@ -10,7 +10,7 @@ from cartok.core.config import config, nearest
 from cartok.core.errors import UserError
 from cartok.data.crops import Crop
 
-INCEPTION_METRICS = ("fd", "sfd", "kd", "is", "precision-recall", "density-coverage")
+INCEPTION_METRICS = ("fd", "sfd", "kd", "is", "prdc")
 PAIR_METRICS = ("psnr", "ssim", "ms-ssim", "lpips")
 
 
@@ -37,8 +37,7 @@ class Preset:
     """Pictures in each split of the Inception Score, in their order, never shuffled."""
     metrics: tuple[str, ...] = INCEPTION_METRICS
     """By their names in ``metrics.numbers``."""
-    indicative_metrics: tuple[str, ...] = ("fd64", "kd", "is", "precision-recall",
-                                           "density-coverage")  # fmt: skip
+    indicative_metrics: tuple[str, ...] = ("fd64", "kd", "is", "prdc")
     """In place of those, with ``--indicative``."""
     pair_metrics: tuple[str, ...] = PAIR_METRICS
     """By their names in ``metrics.pairs``, with ``--paired``."""
@@ -51,8 +50,8 @@ _TABLE = (
         network="effnet-lite0",
         generated_crop="square",
         reference_crop="square",
-        metrics=("fd-effnet64", "fd-large", "kd", "precision-recall", "density-coverage"),
-        indicative_metrics=("fd-effnet64", "kd", "precision-recall", "density-coverage"),
+        metrics=("fd-effnet64", "fd-large", "kd", "prdc"),
+        indicative_metrics=("fd-effnet64", "kd", "prdc"),
         pair_metrics=("psnr", "ssim", "ms-ssim"),  # what needs no download
     ),
     Preset(
