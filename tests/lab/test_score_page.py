@@ -44,6 +44,20 @@ def written(folder, samples, reference, paired=False):
     return page.read_text(), nearest
 
 
+def test_bars_stand_where_receipts_have_intervals(tmp_path):
+    names = ("precision", "recall", "density", "coverage")
+    spans = [RECEIPT, RECEIPT | {"interval": [0.4, 0.75]}]
+    pages = [
+        write_page(
+            tmp_path / str(number), {name: Score(0.5, "share", receipt) for name in names},
+            list, list, None, False,
+        ).read_text()
+        for number, receipt in enumerate(spans)
+    ]  # fmt: skip
+    assert ["bars: 90 % intervals" in page for page in pages] == [False, True]
+    assert pages[1].count("<path d=") == pages[0].count("<path d=") + 4
+
+
 def tiles_of(path, columns):
     sheet = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy()).permute(2, 0, 1)
     return [sheet[:, y : y + 8, x * 10 : x * 10 + 8]

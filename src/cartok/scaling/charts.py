@@ -86,12 +86,17 @@ class Dot:
     x: Number
     y: Number
     tone: int
+    x_interval: tuple[Number, Number] | None = None
+    y_interval: tuple[Number, Number] | None = None
 
 
 def plane_chart(
     lines: Sequence[Sequence[Dot]], alone: Sequence[Dot], x: str, y: str, label: str
 ) -> str:
-    """Named dots, joined where they belong together; small ones for what they are the means of."""
+    """Named dots, joined where they belong together; small ones for what they are the means of.
+
+    Bars span the intervals of named dots that have some.
+    """
     figure, axes = _axes(5.4, 3.4 if len(lines) < 8 else 4.6)
     for dot in alone:
         style: dict[str, Any] = {"color": TONES[dot.tone % len(TONES)], "markersize": 3}
@@ -100,6 +105,12 @@ def plane_chart(
         axes.plot(
             [dot.x for dot in line], [dot.y for dot in line], marker="o", **_style(line[0].tone)
         )
+        for dot in line:
+            style = {"color": TONES[dot.tone % len(TONES)], "linewidth": 0.8}
+            if dot.x_interval:
+                axes.plot(dot.x_interval, [dot.y, dot.y], **style)
+            if dot.y_interval:
+                axes.plot([dot.x, dot.x], dot.y_interval, **style)
     axes.margins(0.14)
     _name(axes, [dot for line in lines for dot in line], alone)
     for axis, name in ((axes.xaxis, x), (axes.yaxis, y)):

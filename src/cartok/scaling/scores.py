@@ -106,15 +106,23 @@ def manifold_figure(cells: dict[str, Cell]) -> Figure | None:
     for tone, (y, x) in enumerate((("precision", "recall"), ("density", "coverage"))):
         for name in cells:
             if name.startswith(y) and (across := cells.get(name.replace(y, x, 1))):
-                dots.append(Dot(f"{y} over {x}", across.value, cells[name].value, tone))
+                dots.append(_dot(f"{y} over {x}", across, cells[name], tone))
     if not dots:
         return None
     told = ", ".join(f"{dot.name}: {shown(dot.y)} and {shown(dot.x)}" for dot in dots)
+    words = "rings: nothing, and everything; density has no upper end"
+    if any(dot.x_interval or dot.y_interval for dot in dots):
+        words = f"bars: 90 % intervals; {words}"
     corners = [Dot("", 0.0, 0.0, 0), Dot("", 1.0, 1.0, 0)]
     chart = plane_chart(
         [[dot] for dot in dots], corners, "recall; coverage", "precision; density", told
     )
-    return Figure(
-        "How true, how much", "rings: nothing, and everything; density has no upper end",
-        Markup(chart),
-    )  # fmt: skip
+    return Figure("How true, how much", words, Markup(chart))
+
+
+def _dot(name: str, x: Cell, y: Cell, tone: int) -> Dot:
+    return Dot(name, x.value, y.value, tone, _span(x), _span(y))
+
+
+def _span(cell: Cell) -> tuple[Number, Number] | None:
+    return (cell.interval.low, cell.interval.high) if cell.interval else None
