@@ -1,4 +1,5 @@
 import copy
+import shutil
 import warnings
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from cartok.core.errors import UserError
 from cartok.frozen import LPIPS, VGG16, Weights, lpips_of
 from cartok.frozen.lpips import _unit
-from cartok.frozen.weights import LPIPS_HEADS, read_weights
+from cartok.frozen.weights import LPIPS_HEADS, find, read_weights
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,17 @@ def test_random_weights_are_always_the_same_and_never_pass_for_published(random,
     torch.testing.assert_close(again(image, target), random(image, target), atol=0, rtol=0)
     assert "random" in random.weights.name
     assert random.weights.sha256 != VGG16.sha256
+
+
+def test_learned_weights_may_lie_anywhere_and_are_the_published_ones(tmp_path, random, noise):
+    path = tmp_path / "mine.pth"
+    shutil.copy(find(LPIPS_HEADS), path)
+    image, target = noise(1, 3, 16, 16), -noise(1, 3, 16, 16)
+    there = lpips_of(random_weights=True, heads=str(path))
+    torch.testing.assert_close(there(image, target), random(image, target), atol=0, rtol=0)
+    path.write_bytes(path.read_bytes() + b"!")
+    with pytest.raises(UserError, match="must have sha256 a78928a0"):
+        lpips_of(random_weights=True, heads=str(path))
 
 
 def test_a_vgg_that_is_not_the_published_one_is_refused(tmp_path):

@@ -269,7 +269,7 @@ class SmallLpips:
 
 @pytest.fixture
 def lpips(monkeypatch):
-    monkeypatch.setattr(scoring.frozen, "teacher", lambda name: SmallLpips())
+    monkeypatch.setattr(scoring.frozen, "teacher", lambda name, *paths: SmallLpips())
 
 
 def test_rfid_cuts_photographs_as_the_adm_programs_do_and_no_other_crop_passes(
@@ -578,6 +578,21 @@ def test_pairs_are_compared_in_order_and_small_pictures_go_without_what_they_are
     other = scored(turned, preset="own-data", paired=True).scores
     assert other["ssim"].value < 0.9
     assert other["rfid"].value == pytest.approx(found.scores["rfid"].value, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [("--lpips-vgg", "vgg16-397923af.pth must have"), ("--lpips-heads", "vgg.pth must have")],
+)
+def test_files_for_lpips_are_held_to_their_hashes(
+    inception, sources, tmp_path, capsys, option, words
+):
+    (tmp_path / "mine.pth").write_bytes(b"another")
+    arguments = ["--preset", "own-data", "--paired", option, str(tmp_path / "mine.pth")]
+    assert main(["score", sources[0], sources[0], *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert str(tmp_path / "mine.pth") in error
 
 
 def test_pairs_of_other_numbers_are_refused(inception, lpips, sources):

@@ -86,14 +86,17 @@ def inception(
     return inception_of(path, random_weights, tf32)
 
 
-def teacher(network: str = "effnet-lite2", weights: str = "") -> nn.Module:
+def teacher(network: str = "effnet-lite2", weights: str = "", heads: str = "") -> nn.Module:
     """The perceptual training term: called with pictures and targets, one distance per pair.
 
-    ``weights`` is a path to the network's published file; without it, see ``weights.find``.
+    ``weights`` is a path to the network's published file, ``heads`` one to LPIPS's learned weights;
+    without them, see ``weights.find``.
 
     Raises:
         UserError: there is no such teacher, or its weights are neither here nor to be fetched.
     """
     if network not in TEACHERS:
         raise UserError(f"there is no teacher '{network}'; {nearest(network, list(TEACHERS))}")
-    return lpips_of(weights) if network == "lpips-vgg" else PerceptualDistance(weights=weights)
+    if network == "lpips-vgg":
+        return lpips_of(weights, heads=heads)
+    return PerceptualDistance(weights=weights)

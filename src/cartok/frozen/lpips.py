@@ -32,20 +32,21 @@ DEVIATION = (0.458, 0.448, 0.450)
 """What turns [-1, 1] into the pictures that VGG16 was trained on, as lpips rounds it."""
 
 
-def lpips_of(weights: str = "", random_weights: bool = False) -> "LPIPS":
+def lpips_of(weights: str = "", random_weights: bool = False, heads: str = "") -> "LPIPS":
     """LPIPS with VGG16's published weights; ``weights`` is a path to them, see ``weights.find``.
 
-    ``random_weights`` puts fixed random numbers in their place: the same cost and no meaning, so
-    for benchmarks only.
+    ``heads`` is a path to the learned weights (``v0.1/vgg.pth``), where they are not to come from
+    the installed wheel. ``random_weights`` puts fixed random numbers in VGG16's place: the same cost
+    and no meaning, so for benchmarks only.
 
     Raises:
         UserError: VGG16's weights or the lpips wheel are missing, or not the published ones.
     """
-    heads = read_weights(LPIPS_HEADS)
+    learned = read_weights(LPIPS_HEADS, heads)
     if random_weights:
         nobodys = Weights("random vgg16, for benchmarks only", file="", sha256="", source="")
-        return LPIPS(_random_vgg(), heads, nobodys)
-    return LPIPS(read_weights(VGG16, weights), heads, VGG16)
+        return LPIPS(_random_vgg(), learned, nobodys)
+    return LPIPS(read_weights(VGG16, weights), learned, VGG16)
 
 
 class LPIPS(Frozen):
