@@ -16,7 +16,7 @@ from cartok.__main__ import main
 from cartok.core.errors import UserError
 from cartok.core.progress import Progress
 from cartok.data.arrays import Statistics, read_statistics, write_npz
-from cartok.frozen import Weights
+from cartok.frozen import DinoJudge, Weights
 from cartok.frozen.inception_v3 import Inception, InceptionFeatures
 from cartok.lab import scoring
 from cartok.lab.scoring import ScoreConfig, run_score
@@ -316,6 +316,29 @@ def test_published_names_are_for_published_weights_alone(monkeypatch, inception,
     own = set(scored(sources, preset=ADM).scores)
     assert not own & PUBLISHED
     assert {"fd_own", "sfd_own", "kd_own", "is_own", "precision_own", "coverage_own"} <= own
+
+
+class SmallDino(DinoJudge):
+    """Of the interface of DINOv2's class token, with the features of ``SmallInception``."""
+
+    def __init__(self, source):
+        nn.Module.__init__(self)
+        self.weights, self.size = Weights("dinov2-large", "file", "abc456", source), 224
+
+    def forward(self, image):
+        return SmallInception()((image * 127.5 + 127.5).round()).pool
+
+
+def test_scores_on_dinov2_bear_its_name_and_take_the_neighbours_of_dgm_eval(monkeypatch, sources):
+    monkeypatch.setattr(scoring.frozen, "dino_judge_of", lambda path: SmallDino("an address"))
+    found = scored(sources, preset="dinov2").scores
+    names = {"fd", "fd_infinity", "kd", "precision", "recall", "density", "coverage"}
+    assert {name.replace("_dinov2", "", 1) for name in found} == names
+    assert all("_dinov2" in name for name in found)
+    assert {found[f"{name}_dinov2"].receipt["k"] for name in ("recall", "coverage")} == {5}
+    assert found["kd_dinov2"].receipt["network_sha256"] == "abc456"
+    monkeypatch.setattr(scoring.frozen, "dino_judge_of", lambda path: SmallDino(""))
+    assert "fd_dinov2_own" in scored(sources, preset="dinov2").scores
 
 
 def test_few_pictures_are_scored_in_a_projection_under_another_name(

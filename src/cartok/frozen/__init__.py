@@ -1,8 +1,10 @@
 """Networks we never train: by name, their files checked by hash before anything is loaded.
 
-The judge is never the teacher. Scores come from EfficientNet-Lite0, or from Inception where they
-are to compare with published ones; the perceptual training term from EfficientNet-Lite2's early
-blocks or, as in the paper, from VGG16 (LPIPS). So no tokenizer is trained against its own judge.
+The judge is never the teacher. Scores come from EfficientNet-Lite0, or from Inception or DINOv2's
+large network where they are to compare with published ones; the perceptual training term from
+EfficientNet-Lite2's early blocks or, as in the paper, from VGG16 (LPIPS). So no tokenizer is
+trained against its own judge; but one that is aligned with DINOv2's small network pleases the large
+one.
 Nothing here has parameters: weights are buffers that no optimizer, parameter count or checkpoint
 sees.
 """
@@ -15,6 +17,7 @@ from torch import nn
 from cartok.core.config import nearest
 from cartok.core.errors import UserError
 from cartok.frozen.dino import DinoFeatures, TokenFeatures, dino_of
+from cartok.frozen.dino_judge import DinoJudge, dino_judge_of
 from cartok.frozen.efficientnet import (
     PERCEPTUAL_BLOCKS,
     PERCEPTUAL_SCALE,
@@ -26,6 +29,7 @@ from cartok.frozen.inception_v3 import Inception, InceptionFeatures, inception_o
 from cartok.frozen.lpips import LPIPS, lpips_of
 from cartok.frozen.network import FeatureMap, Frozen, FrozenConv
 from cartok.frozen.weights import (
+    DINOV2_LARGE,
     DINOV2_SMALL,
     INCEPTION,
     LITE0,
@@ -37,6 +41,7 @@ from cartok.frozen.weights import (
 )
 
 __all__ = [
+    "DINOV2_LARGE",
     "DINOV2_SMALL",
     "INCEPTION",
     "LITE0",
@@ -47,6 +52,7 @@ __all__ = [
     "TEACHERS",
     "VGG16",
     "DinoFeatures",
+    "DinoJudge",
     "FeatureMap",
     "Frozen",
     "FrozenConv",
@@ -57,6 +63,7 @@ __all__ = [
     "Teacher",
     "TokenFeatures",
     "Weights",
+    "dino_judge_of",
     "dino_of",
     "find",
     "inception",

@@ -15,6 +15,7 @@ from cartok.core.errors import UserError
 from cartok.core.shapes import Image, Sequence
 from cartok.frozen.network import Frozen, freeze
 from cartok.frozen.weights import (
+    DINOV2_LARGE,
     DINOV2_SMALL,
     Weights,
     own_weights,
@@ -22,7 +23,10 @@ from cartok.frozen.weights import (
     read_weights,
 )
 
-NETWORKS = {"dinov2-small": (DINOV2_SMALL, "vit_small_patch14_dinov2")}
+NETWORKS = {
+    "dinov2-small": (DINOV2_SMALL, "vit_small_patch14_dinov2"),
+    "dinov2-large": (DINOV2_LARGE, "vit_large_patch14_dinov2"),
+}
 """The published weights, and timm's name for the network they are for."""
 
 MEAN = (0.485, 0.456, 0.406)
@@ -56,17 +60,26 @@ def dino_of(
         UserError: the network, a layer, timm or the weights are missing, or the file is not of
             this network.
     """
-    if name not in NETWORKS:
-        raise UserError(f"there is no DINO network '{name}'; {nearest(name, list(NETWORKS))}")
-    published, architecture = NETWORKS[name]
-    network = _unfilled(architecture, name)
+    published, architecture = named_network(name)
+    network = unfilled(architecture, name)
     depth = len(network.blocks)
     if not layers or not all(0 <= layer < depth for layer in layers):
         raise UserError(f"{name} has layers 0 to {depth - 1}, but layers are {layers}")
     used = own_weights(weights, name) if weights else published
     tensors = read_tensors(Path(weights)) if weights else read_weights(published)
-    _fill(network, tensors, name)
+    fill(network, tensors, name)
     return DinoFeatures(network, used, layers, size)
+
+
+def named_network(name: str) -> tuple[Weights, str]:
+    """An entry of ``NETWORKS``.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in NETWORKS:
+        raise UserError(f"there is no DINO network '{name}'; {nearest(name, list(NETWORKS))}")
+    return NETWORKS[name]
 
 
 class DinoFeatures(Frozen):
@@ -116,8 +129,12 @@ class DinoFeatures(Frozen):
         return (image * 0.5 + 0.5 - self.mean) / self.deviation
 
 
-def _unfilled(architecture: str, name: str) -> Any:
-    """The network without numbers, for pictures of any size."""
+def unfilled(architecture: str, name: str) -> Any:
+    """The network without numbers, for pictures of any size.
+
+    Raises:
+        UserError: timm is missing.
+    """
     try:
         timm = importlib.import_module("timm")
     except ImportError:
@@ -130,8 +147,12 @@ def _unfilled(architecture: str, name: str) -> Any:
         )
 
 
-def _fill(network: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
-    """Puts the numbers in, in float32: every tensor by its name and shape, and none left over."""
+def fill(network: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
+    """Puts the numbers in, in float32: every tensor by its name and shape, and none left over.
+
+    Raises:
+        UserError: says which one is another.
+    """
     found = {key: value.float() for key, value in tensors.items() if key != "mask_token"}
     wanted = network.state_dict()
     for key in sorted({*found, *wanted}):

@@ -36,8 +36,8 @@ def lpips_of(weights: str = "", random_weights: bool = False, heads: str = "") -
     """LPIPS with VGG16's published weights; ``weights`` is a path to them, see ``weights.find``.
 
     ``heads`` is a path to the learned weights (``v0.1/vgg.pth``), where they are not to come from
-    the installed wheel. ``random_weights`` puts fixed random numbers in VGG16's place: the same cost
-    and no meaning, so for benchmarks only.
+    the installed wheel. ``random_weights`` puts fixed random numbers in VGG16's place: the same
+    cost and no meaning, so for benchmarks only.
 
     Raises:
         UserError: VGG16's weights or the lpips wheel are missing, or not the published ones.

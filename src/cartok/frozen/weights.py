@@ -99,6 +99,15 @@ DINOV2_SMALL = Weights(
     source="https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth",
 )
 
+# 1,217,586,395 bytes. Meta states no hash: it is the one under which copies of the file are kept on
+# Hugging Face (junjiexv/dinov2_vit, CSWRY/VOSR), where that of the small network is the one above.
+DINOV2_LARGE = Weights(
+    name="dinov2-large",
+    file="dinov2_vitl14_pretrain.pth",
+    sha256="d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+    source="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+)
+
 # As torch-fidelity publishes it; pytorch-fid's pt_inception-2015-12-05-6726825d.pth is the same.
 INCEPTION = Weights(
     name="inception",

@@ -43,7 +43,7 @@ def features_of(pictures: Pictures, network: nn.Module, batch: int | None = None
     Raises:
         UserError: something is not a batch of RGB pictures, or there is none.
     """
-    device = _device_of(network)
+    device = device_of(network)
     batch = batch or (16 if device.type == "cpu" else 256)
     rows = [
         network(image_of_pixels(part.to(device))).cpu()
@@ -161,6 +161,7 @@ def projection(dim_in: int, dim_out: int = 64, seed: int = 0) -> Float[Tensor, "
     return torch.from_numpy(orthogonal * np.sign(np.diag(upper)) * (dim_in / dim_out) ** 0.5)
 
 
-def _device_of(network: nn.Module) -> torch.device:
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network's numbers are."""
     tensors = itertools.chain(network.parameters(), network.buffers())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))

@@ -20,7 +20,7 @@ class Preset:
 
     name: str
     summary: str
-    network: Literal["effnet-lite0", "inception"] = "inception"
+    network: Literal["effnet-lite0", "inception", "dinov2-large"] = "inception"
     resize: Literal["network", "clean"] = "network"
     """By the network itself, as published; or before it, antialiased, as clean-fid does."""
     side: int = 0
@@ -76,6 +76,16 @@ _TABLE = (
         summary="FID and the rest between any two sets, central squares of the same size",
         generated_crop="square",
         reference_crop="square",
+    ),
+    Preset(
+        name="dinov2",
+        summary="FD on DINOv2's large network, as Stein et al. (2023), of central squares",
+        network="dinov2-large",
+        generated_crop="square",
+        reference_crop="square",
+        k=5,  # of all four, as dgm-eval has it
+        metrics=("fd", "kd", "prdc"),
+        indicative_metrics=("fd64", "kd", "prdc"),
     ),
 )
 

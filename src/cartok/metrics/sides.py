@@ -12,11 +12,11 @@ from cartok.core.parallel import World
 from cartok.core.progress import Tick
 from cartok.core.shapes import Features, Pixels
 from cartok.data.arrays import Statistics
-from cartok.frozen import Lite0Features
+from cartok.frozen import DinoJudge, Lite0Features
 from cartok.frozen.inception_v3 import SIDE, Inception
 from cartok.metrics.activations import KINDS, Resize
 from cartok.metrics.census import Census
-from cartok.metrics.features import Pictures, features_of
+from cartok.metrics.features import Pictures, device_of, features_of
 from cartok.metrics.gaussian import Gaussian
 from cartok.metrics.streaming import activations_of
 
@@ -60,7 +60,18 @@ class Extractor:
 
 
 def effnet_extractor(network: Lite0Features, precision: str) -> Extractor:
-    """The offline judge; nothing is kept, for it takes less time than reading pictures twice."""
+    """The offline judge."""
+    return feature_extractor(network, precision, "_effnet")
+
+
+def dino_extractor(network: DinoJudge, precision: str) -> Extractor:
+    """DINOv2, as ``frozen.dino_judge_of`` gives it."""
+    suffix = "_dinov2" if network.weights.source else "_dinov2_own"
+    return feature_extractor(network, precision, suffix)
+
+
+def feature_extractor(network: Lite0Features | DinoJudge, precision: str, suffix: str) -> Extractor:
+    """A network that gives a row per image; nothing is kept of what it says."""
 
     def side_of(pictures: Pictures, folder: Path | None, world: World, tick: Tick) -> Side:
         census = Census()
@@ -87,10 +98,10 @@ def effnet_extractor(network: Lite0Features, precision: str) -> Extractor:
         side_of=side_of,
         name=network.weights.name,
         sha256=network.weights.sha256,
-        suffix="_effnet",
+        suffix=suffix,
         size=network.size,
         precision=precision,
-        device=network.head.weight.device,
+        device=device_of(network),
     )
 
 
