@@ -52,7 +52,7 @@ def judged(count: int, world: World) -> dict:
 
 def rank(folder: Path) -> None:
     scoring.frozen.inception = lambda path=None: SmallInception()
-    scoring.frozen.teacher = lambda name: SmallLpips()
+    scoring.frozen.teacher = lambda name, *paths: SmallLpips()
     scoring.default_folder = lambda: folder / "kept"
     calls = json.loads((folder / "calls.json").read_text())
     world = World.join("cpu")

@@ -324,6 +324,7 @@ class SmallDino(DinoJudge):
     def __init__(self, source):
         nn.Module.__init__(self)
         self.weights, self.size = Weights("dinov2-large", "file", "abc456", source), 224
+        self.network = SimpleNamespace(embed_dim=6)
 
     def forward(self, image):
         return SmallInception()((image * 127.5 + 127.5).round()).pool

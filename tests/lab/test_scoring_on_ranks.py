@@ -94,7 +94,7 @@ def toys():
 def alone(monkeypatch, calls, toys, tmp_path, capsys):
     """A function: what one process says in a call, and the folder that it wrote to."""
     monkeypatch.setattr(scoring.frozen, "inception", lambda path=None: toys.SmallInception())
-    monkeypatch.setattr(scoring.frozen, "teacher", lambda name: toys.SmallLpips())
+    monkeypatch.setattr(scoring.frozen, "teacher", lambda name, *paths: toys.SmallLpips())
     monkeypatch.setattr(scoring, "default_folder", lambda: tmp_path / "kept")
 
     def alone(name):

@@ -29,6 +29,7 @@ from cartok.metrics.score import Score
 from cartok.metrics.sides import (
     Extractor,
     Side,
+    dino_extractor,
     effnet_extractor,
     inception_extractor,
     stored_side,
@@ -45,7 +46,8 @@ class ScoreConfig:
     """What is scored, and how."""
 
     preset: str = "effnet"
-    """effnet, adm-imagenet256, clean, in1k-val-centercrop or own-data; cartok recipes says more."""
+    """effnet, adm-imagenet256, clean, in1k-val-centercrop, own-data or dinov2; cartok recipes says
+    more."""
     paired: bool = False
     """Compare picture by picture too, in order: reconstructions with their originals."""
     indicative: bool = False
@@ -56,7 +58,11 @@ class ScoreConfig:
     network_size: int = 96
     """Pixels a side that the offline network sees; 224 is its own."""
     weights: str = ""
-    """A file of Inception's published weights; else they are fetched once."""
+    """A file of Inception's or DINOv2's published weights; else they are fetched once."""
+    lpips_vgg: str = ""
+    """A file of VGG16's published weights, for LPIPS; else they are fetched once."""
+    lpips_heads: str = ""
+    """A file of the weights that LPIPS learned; else those in its package."""
     cache: bool = True
     """Keep what Inception says of pictures, 20 kB for each and 67 MB for a set, and look it up when
     they come again."""
@@ -190,7 +196,7 @@ def _cuts(sources: list[Source], preset: Preset, config: ScoreConfig, world: Wor
 def _pair_metrics(preset: Preset, config: ScoreConfig, device: torch.device) -> list[PairMetric]:
     names = preset.pair_metrics if config.paired else ()
     return [
-        lpips_metric(_lpips(device), device) if name == "lpips" else PAIR_METRICS[name]
+        lpips_metric(_lpips(config, device), device) if name == "lpips" else PAIR_METRICS[name]
         for name in names
     ]
 
@@ -204,13 +210,16 @@ def extractor_of(preset: Preset, config: ScoreConfig, device: torch.device) -> E
     if preset.network == "effnet-lite0":
         network = frozen.judge(config.network_size).to(device)
         return effnet_extractor(network, precision_of(device))
+    if preset.network == "dinov2-large":
+        network = frozen.dino_judge_of(config.weights).to(device)
+        return dino_extractor(network, precision_of(device))
     path = Path(config.weights) if config.weights else None
     network = frozen.inception(path).to(device)
     return inception_extractor(network, preset.resize)
 
 
-def _lpips(device: torch.device) -> Any:
-    return frozen.teacher("lpips-vgg").to(device)
+def _lpips(config: ScoreConfig, device: torch.device) -> Any:
+    return frozen.teacher("lpips-vgg", config.lpips_vgg, config.lpips_heads).to(device)
 
 
 def _natural_size(preset: Preset, generated: Source) -> int:

@@ -61,17 +61,19 @@ class Extractor:
 
 def effnet_extractor(network: Lite0Features, precision: str) -> Extractor:
     """The offline judge."""
-    return feature_extractor(network, precision, "_effnet")
+    return feature_extractor(network, len(network.head.weight), precision, "_effnet")
 
 
 def dino_extractor(network: DinoJudge, precision: str) -> Extractor:
     """DINOv2, as ``frozen.dino_judge_of`` gives it."""
     suffix = "_dinov2" if network.weights.source else "_dinov2_own"
-    return feature_extractor(network, precision, suffix)
+    return feature_extractor(network, network.network.embed_dim, precision, suffix)
 
 
-def feature_extractor(network: Lite0Features | DinoJudge, precision: str, suffix: str) -> Extractor:
-    """A network that gives a row per image; nothing is kept of what it says."""
+def feature_extractor(
+    network: Lite0Features | DinoJudge, width: int, precision: str, suffix: str
+) -> Extractor:
+    """A network that gives a row of ``width`` per image; nothing is kept of what it says."""
 
     def side_of(pictures: Pictures, folder: Path | None, world: World, tick: Tick) -> Side:
         census = Census()
@@ -85,7 +87,7 @@ def feature_extractor(network: Lite0Features | DinoJudge, precision: str, suffix
             batches = seen()
             first = next(batches, None)
             if first is None:  # this rank has no share
-                return torch.empty(0, len(network.head.weight))
+                return torch.empty(0, width)
             return features_of(chain([first], batches), network)
 
         found = torch.cat(world.parts(world.together(rows)))
