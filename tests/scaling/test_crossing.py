@@ -18,18 +18,27 @@ EARLY, LATE = Law(3.0, -0.5, 20.0), Law(2.0, -0.5, 21.0)
     st.floats(36.0, 41.0),
 )  # fmt: skip
 def test_laws_made_to_meet_are_found_to_meet(alpha, other_alpha, l_min, other_l_min, place):
-    """The lower floor starts higher, so that they meet once."""
+    """The law of the lower floor is the steeper one, so they meet once."""
     steep, flat = sorted((alpha, other_alpha))
     low, high = sorted((l_min, other_l_min))
     if high - low < 0.05 or flat - steep < 0.05:
         return
-    early = Law(high, steep, math.log(1.0) - steep * place)
-    late = Law(low, flat, math.log(1.0 + high - low) - flat * place)
+    early = Law(high, flat, -flat * place)
+    late = Law(low, steep, math.log(1.0 + high - low) - steep * place)
     found = crossing(early, late, (1e10, 1e25))
-    gap = early.score_at(math.exp(place)) - late.score_at(math.exp(place))
-    assert gap == pytest.approx(0.0, abs=1e-9)
     assert found is not None
-    assert early.score_at(found) == pytest.approx(late.score_at(found), rel=1e-8)
+    assert math.log(found) == pytest.approx(place, abs=1e-6)
+
+
+def test_of_two_crossings_the_last_is_given():
+    """A law that is steeper and has the higher floor is the lower one only in between."""
+    between, flat = Law(1.5, -1.0, 10.0), Law(1.0, -0.2, 2.0)
+    last = crossing(between, flat, (1.0, 1e12))
+    assert last is not None
+    first = crossing(between, flat, (1.0, last / 2))
+    assert first is not None
+    for compute, sign in ((first / 2, 1), (math.sqrt(first * last), -1), (last * 2, 1)):
+        assert sign * (between.score_at(compute) - flat.score_at(compute)) > 0
 
 
 def test_beyond_the_crossing_the_other_law_is_the_lower():

@@ -34,7 +34,7 @@ class Prediction:
 
     score: float
     interval: Interval
-    """Of the score's expectation; one run scatters around it by ``noise`` besides."""
+    """Of the score that many runs would have on average; one scatters around it besides."""
     extrapolated: bool
     """Beyond what was seen, though within reach."""
 
@@ -74,7 +74,7 @@ def is_extrapolated(what: str, value: Number, seen: tuple[float, float], rule: s
     if not low / REACH <= value <= high * REACH:
         raise UserError(
             f"a fit is asked within {REACH:g} times of what it has seen, which is {what} "
-            f"{shown(low)} to {shown(high)}, but {shown(value)} was asked; {rule}"
+            f"from {shown(low)} to {shown(high)}, but {shown(value)} was asked; {rule}"
         )
     return not low <= value <= high
 

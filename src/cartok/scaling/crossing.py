@@ -13,9 +13,9 @@ _LOOKS = 400  # in log compute; two laws meet at most twice, so far finer than t
 
 
 def crossing(law: Law, other: Law, within: tuple[Number, Number]) -> float | None:
-    """The compute within a range beyond which the other law is the lower one, or was; None if none.
+    """The compute in a range at which two laws give one score; None if they do not cross there.
 
-    The last one, should laws cross twice: beyond it their order no longer changes.
+    Laws cross twice at most, and then the last place is meant: beyond it their order stays.
 
     Raises:
         UserError: the range is empty.
@@ -26,12 +26,14 @@ def crossing(law: Law, other: Law, within: tuple[Number, Number]) -> float | Non
             f"a range of compute rises from above 0, but is {shown(low)} to {shown(high)}; turn it"
         )
 
-    def gap(log_compute: float) -> float:
-        compute = math.exp(log_compute)
-        return law.score_at(compute) - other.score_at(compute)
+    def gap(log_compute: np.ndarray | float) -> np.ndarray | np.floating:
+        mine, its = (
+            each.l_min + np.exp(each.intercept + each.alpha * log_compute) for each in (law, other)
+        )
+        return mine - its
 
-    places = np.linspace(math.log(low), math.log(high), _LOOKS).tolist()
-    signs = np.sign([gap(place) for place in places])
+    places = np.linspace(math.log(low), math.log(high), _LOOKS)
+    signs = np.sign(gap(places))
     changes = np.flatnonzero(signs[:-1] * signs[1:] < 0)
     if not len(changes):
         return None

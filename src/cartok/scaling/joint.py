@@ -33,7 +33,7 @@ from cartok.scaling.law import (
     r2_of,
     warnings_of,
 )
-from cartok.scaling.numbers import Interval, Number
+from cartok.scaling.numbers import Interval, Number, shown
 from cartok.scaling.powers import fitted, model_of, slopes_of
 
 LEAST_RUNS = 7
@@ -127,6 +127,8 @@ class JointFit:
         Raises:
             UserError: that is more than ten times beyond what was seen.
         """
+        rule = f"add a run near {shown(compute)} first"
+        is_extrapolated("compute", compute, self.compute_seen, rule)
         product = math.log(compute / self.flops_per_item)
         sizes = np.exp(_log_best_size(self._rows(), product))
         seen = math.exp(product) / sizes
@@ -170,9 +172,9 @@ class JointFit:
     def _is_beyond(self, parameters: float, seen: float) -> bool:
         compute = self.flops_per_item * parameters * seen
         asked = (
-            ("a prior of parameters", parameters, self.parameters_seen, "size"),
-            (f"{self.item} in training,", seen, self.items_seen, "length"),
-            ("compute of", compute, self.compute_seen, "compute"),
+            ("parameters", parameters, self.parameters_seen, "size"),
+            (self.item, seen, self.items_seen, "length"),
+            ("compute", compute, self.compute_seen, "compute"),
         )
         beyond = [
             is_extrapolated(what, value, span, f"add a run near that {name} first")

@@ -98,7 +98,7 @@ class LawFit:
             UserError: it is more than ten times beyond the compute seen (``bands.REACH``).
         """
         rule = f"add a run near {shown(compute)} first"
-        beyond = is_extrapolated("compute of", compute, self.compute_seen, rule)
+        beyond = is_extrapolated("compute", compute, self.compute_seen, rule)
         l_min, alpha, intercept = self.draws.T
         scores = l_min + np.exp(intercept + alpha * math.log(compute))
         return Prediction(self.law.score_at(compute), interval_of(scores), beyond)
