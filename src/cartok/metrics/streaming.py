@@ -5,18 +5,19 @@ the pictures.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from cartok.core.ahead import sent
+from cartok.core.ahead import arriving, sent
 from cartok.core.errors import UserError, warn
 from cartok.core.parallel import World
 from cartok.core.progress import Tick, unseen
-from cartok.core.shapes import Features
+from cartok.core.shapes import Features, Pixels
 from cartok.frozen.inception_v3 import Inception, InceptionFeatures
 from cartok.metrics.activations import (
     Activations,
@@ -115,7 +116,8 @@ class _Seen:
     moments: dict[Kind, Moments] = field(default_factory=dict)
     census: Census = field(default_factory=Census)
     waiting: list[InceptionFeatures] = field(default_factory=list)
-    count: int = 0
+    sent_off: dict[Kind, Callable[[], Tensor]] = field(default_factory=dict)
+    written: int = 0
 
     @classmethod
     def of(cls, pictures: Pictures, how: _How) -> "_Seen":
@@ -124,28 +126,49 @@ class _Seen:
         seen = cls({kind: _file_of(network.widths[kind]) for kind in how.kinds})
         for kind in MOMENTS:
             seen.moments[kind] = moments_of(torch.empty(0, network.widths[kind], device=device))
+        batch = how.batch or (8 if device.type == "cpu" else 256)
         for pixels in pixel_batches(pictures):
-            for part in pixels.split(how.batch or (8 if device.type == "cpu" else 256)):
-                shown = cleanly_resized(part) if how.resize == "clean" else part
-                seen.waiting.append(network(sent(shown, device)))
+            for part in pixels.split(batch):
+                seen.waiting.append(_shown(part, how, device, batch))
                 seen.census.add(part)
                 if sum(len(features.pool) for features in seen.waiting) >= ROWS_AT_ONCE:
                     seen.settle()
             how.tick(len(seen.census.hashes), "seeing")
         seen.settle()
+        seen.write()
         return seen
 
     def settle(self) -> None:
-        """Adds to moments and files what waits."""
+        """Adds to moments what waits, and sends it off; writes what was sent off before."""
+        self.write()
         if not self.waiting:
             return
         together = InceptionFeatures(*map(torch.cat, zip(*self.waiting, strict=True)))
         for kind in MOMENTS:
             self.moments[kind] = joined([self.moments[kind], moments_of(getattr(together, kind))])
-        for kind, file in self.files.items():
-            file.write(getattr(together, kind).cpu(), at=self.count)
-        self.count += len(together.pool)
+        self.sent_off = {kind: arriving(getattr(together, kind)) for kind in self.files}
         self.waiting.clear()
+
+    def write(self) -> None:
+        """Puts into files what was sent off: a GPU has long had other work by now."""
+        rows = {kind: arrived() for kind, arrived in self.sent_off.items()}
+        for kind, part in rows.items():
+            self.files[kind].write(part, at=self.written)
+        self.written += len(next(iter(rows.values()), ()))
+        self.sent_off.clear()
+
+
+def _shown(part: Pixels, how: _How, device: torch.device, batch: int) -> InceptionFeatures:
+    """What the network says of some pictures; a GPU always sees as many, the first ones again.
+
+    It tries out kernels for every new number, which takes seconds.
+    """
+    count = len(part)
+    if device.type == "cuda" and count < batch:
+        part = part[torch.arange(batch) % count]
+    there = sent(part, device)
+    found = how.network(cleanly_resized(there) if how.resize == "clean" else there)
+    return InceptionFeatures(*(rows[:count] for rows in found))
 
 
 def _seen_by_all(pictures: Pictures, how: _How, world: World, name: str) -> Activations:
