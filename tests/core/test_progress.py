@@ -1,10 +1,11 @@
 import io
+from queue import Queue
 
 import pytest
 from rich.console import Console
 
 from cartok.core import progress as progress_module
-from cartok.core.progress import Progress
+from cartok.core.progress import Progress, QueueSink
 
 
 def console(terminal=False):
@@ -63,3 +64,41 @@ def test_a_line_is_said_as_it_is(text, terminal):
     shown = console(terminal)
     Progress(shown).say(text)
     assert shown.file.getvalue() == text + "\n"
+
+
+def test_a_whole_is_told_in_shares_as_its_parts_end(monkeypatch):
+    clock = iter([0.0, 120.0, 120.0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
+    shown = console()
+    progress = Progress(shown)
+    with progress.table("all runs", 400):
+        progress.advance("all runs", 100, "1 of 4 runs")
+    assert shown.file.getvalue().splitlines() == [
+        "all runs: 25%, 6 min left 1 of 4 runs",
+        "all runs: took 120.0 s",
+    ]
+
+
+def test_of_a_whole_only_the_parts_at_work_are_shown():
+    progress = Progress(console(terminal=True))
+    with progress.table("all runs", 400):
+        for part in range(50):
+            with progress.stage(f"run {part}", 10) as tick:
+                tick(3, "")
+                bars = progress._sink._bars
+                assert [task.description for task in bars.tasks] == ["all runs", f"run {part}"]
+        progress.advance("all runs", 100, "50 of 200 runs")
+        (whole,) = bars.tasks
+        assert (whole.percentage, whole.fields["words"]) == (25, "50 of 200 runs")
+    shown = progress._sink._console.file.getvalue()
+    assert "25 %" in shown
+
+
+def test_another_process_tells_of_a_whole_through_its_queue():
+    queue = Queue()
+    QueueSink(queue).advance("all runs", 100, "1 of 4 runs")
+    shown = console()
+    progress = Progress(shown)
+    with progress.table("all runs", 400):
+        progress.relay(queue, lambda: True)
+    assert "25%" in shown.file.getvalue()

@@ -219,7 +219,7 @@ def test_every_regularised_arm_of_a_study_has_a_twin(name):
 
 @pytest.fixture
 def verb(monkeypatch, small_pictures, tmp_path):
-    """A function that starts ``cartok study`` on toy arms, and gives its exit code."""
+    """A function that starts ``cartok study run`` on toy arms, and gives its exit code."""
     table = {
         "small": Recipe("small", lambda: small_study(0, 1)),
         "seeded": Recipe("seeded", lambda: small_study(0, seeds=2)),
@@ -229,7 +229,7 @@ def verb(monkeypatch, small_pictures, tmp_path):
     monkeypatch.setattr(recipes_module, "STUDIES", table)
     fixed = ["--data", str(small_pictures), "--out", str(tmp_path / "out"), "--device", "cpu",
              "--at-once", "1"]  # fmt: skip
-    return lambda *arguments: main(["study", *arguments, *fixed])
+    return lambda *arguments: main(["study", "run", *arguments, *fixed])
 
 
 def test_the_verb_prints_tables_and_the_file_they_come_from(verb, tmp_path, trainings, capsys):

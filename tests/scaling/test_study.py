@@ -160,6 +160,6 @@ def test_the_page_of_a_study_stands_alone(tmp_path):
 @pytest.mark.parametrize("content", ["[]", "{}", '{"name": "x"}'])
 def test_what_is_no_study_is_refused_in_one_line(tmp_path, content):
     (tmp_path / "study.json").write_text(content)
-    with pytest.raises(UserError, match="a study is what 'cartok study' wrote") as refusal:
+    with pytest.raises(UserError, match="a study is what 'cartok study run' wrote") as refusal:
         write_report(tmp_path)
     assert "\n" not in str(refusal.value)

@@ -42,6 +42,12 @@ class StudyRun:
         """Its folder in the study's."""
         return out / "arms" / f"{self.title}-{self.digest}"
 
+    @property
+    def work(self) -> int:
+        """Guesses how long its priors take beside those of others, by steps and pixels."""
+        pixels = self.pixels or self.tokenizer.view.size
+        return pixels**2 * sum(prior.loop.steps for prior in self.priors)
+
     def shared(self, out: Path) -> dict[str, Path]:
         """Where its tokenizer lies, and the tokens of its size."""
         folder = out / "tokenizers" / self.made_from

@@ -19,12 +19,15 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cartok.core.config import config
 from cartok.core.errors import UserError
-from cartok.core.files import read_json
+from cartok.core.files import read_json, staged
 from cartok.core.parallel import World, gpus_of, see_one_gpu
 from cartok.core.progress import Progress
 from cartok.data.images import open_splits
+from cartok.lab.cluster import Call, Where, call_elsewhere, options_of
 from cartok.lab.inputs import ArmInputs, arm_inputs
 from cartok.lab.means import ArmMeans, arm_means
 from cartok.lab.records import (
@@ -35,11 +38,14 @@ from cartok.lab.records import (
     why_none_counts,
     write_summary,
 )
-from cartok.lab.study_work import prepare_in_turn, run_in_turn
+from cartok.lab.study_work import WHOLE, counted, prepare_in_turn, run_in_turn
 from cartok.lab.together import Task, run_together
 from cartok.recipes.arms import StudyConfig
 
 Work = Callable[[StudyConfig, list[StudyRun], Path, ArmInputs, Progress], None]
+
+INPUTS = "inputs.pt"
+"""What runs are scored against, while other machines are at work."""
 
 AT_ONCE_ON_GPU = 4
 """On each: a small training leaves most of a GPU idle."""
@@ -57,6 +63,10 @@ class StudyLaunch:
     """Run again what failed before."""
     arms: tuple[str, ...] = ()
     """Names of those to run now, while others wait; all, if none is given."""
+    on: Where = "here"
+    """This machine, or others that see the folder under the same path: a job for every run."""
+    options: tuple[str, ...] = ()
+    """NAME=VALUE for what starts jobs there; see ``cluster.Options``."""
 
     def __post_init__(self):
         if self.at_once < 0:
@@ -81,7 +91,11 @@ def run_study(study: StudyConfig, launch: StudyLaunch, progress: Progress) -> li
     progress.say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them recorded already")
     if apart := why_none_counts(study, out):
         progress.say(apart)
-    if waiting:
+    if waiting and launch.on != "here":
+        write_summary(study, out, world)
+        with progress.table(WHOLE, _work_of(waiting)):
+            _run_elsewhere(study, waiting, out, launch, progress)
+    elif waiting:
         yard = study.yardstick
         progress.say(f"looking at {yard.reference + yard.held:,} pictures to score against")
         with progress.stage("pictures to score against", 1) as tick:
@@ -90,7 +104,8 @@ def run_study(study: StudyConfig, launch: StudyLaunch, progress: Progress) -> li
         write_summary(study, out, world)
         gpus = gpus_of(launch.device, world)
         at_once = launch.at_once or _at_once(world, gpus)
-        _run_all(study, waiting, out, inputs, gpus, at_once, progress)
+        with progress.table(WHOLE, _work_of(waiting)):
+            _run_all(study, waiting, out, inputs, gpus, at_once, progress)
     summary = write_summary(study, out)
     if summary["earlier"]:
         progress.say(
@@ -100,6 +115,44 @@ def run_study(study: StudyConfig, launch: StudyLaunch, progress: Progress) -> li
     for warning in summary["warnings"]:
         progress.say(f"warning: {warning}")
     return arm_means(summary["runs"])
+
+
+def _run_elsewhere(
+    study: StudyConfig, runs: list[StudyRun], out: Path, launch: StudyLaunch, progress: Progress
+) -> None:
+    """First what all are scored against, in one job; then tokenizers that are shared; then runs."""
+    options = options_of(launch.options)
+
+    def calls(work: Work, groups: list[list[StudyRun]]) -> list[Call]:
+        return [(work_elsewhere, (work, study, group, out, launch.device)) for group in groups]
+
+    def ended(index: int) -> None:
+        progress.advance(WHOLE, runs[index].work, counted([record_of(r, out) for r in runs]))
+
+    progress.say(f"jobs go to {launch.on}; they are cancelled when this process ends")
+    prepared = calls(prepare_in_turn, _shared_by_many(runs))
+    try:
+        call_elsewhere(launch.on, [(keep_inputs, (study, out, launch.device))], options, out)
+        call_elsewhere(launch.on, prepared, options, out)
+        each = calls(run_in_turn, [[run] for run in runs])
+        call_elsewhere(launch.on, each, options, out, ended)
+    finally:
+        (out / INPUTS).unlink(missing_ok=True)
+
+
+def keep_inputs(study: StudyConfig, out: Path, device: str) -> None:
+    """Leaves in the study's folder what its runs are scored against, for other processes."""
+    inputs = _inputs(study, World.join(device), device)
+    with staged(out / INPUTS) as temporary:
+        torch.save(inputs, temporary)
+
+
+def work_elsewhere(
+    work: Work, study: StudyConfig, runs: list[StudyRun], out: Path, device: str
+) -> None:
+    """In a job of its own: some runs, or tokenizers, scored against what lies in the folder."""
+    inputs = torch.load(out / INPUTS, weights_only=False)  # written by a job of this study
+    work(study, runs, out, replace(inputs, device=device), Progress())
 
 
 def _must_run(record: dict[str, Any], retry: bool) -> bool:
@@ -152,20 +205,19 @@ def _run_all(
 def dealt(groups: list[list[StudyRun]], at_once: int) -> list[list[StudyRun]]:
     """Runs for each of so many processes: the longest first, to whoever has the least to do.
 
-    Those of a group stay together. What takes how long is guessed, by steps and pixels of priors.
+    All of one seed come before any of the next, and those of a group stay together.
     """
     hands: list[list[StudyRun]] = [[] for _ in range(min(at_once, len(groups)))]
-    loads = [0.0] * len(hands)
-    for group in sorted(groups, key=lambda group: -sum(map(_work_of, group))):
+    loads = [0] * len(hands)
+    for group in sorted(groups, key=lambda group: (group[0].seed, -_work_of(group))):
         least = loads.index(min(loads))
         hands[least] += group
-        loads[least] += sum(map(_work_of, group))
+        loads[least] += _work_of(group)
     return hands
 
 
-def _work_of(run: StudyRun) -> float:
-    pixels = run.pixels or run.tokenizer.view.size
-    return float(pixels**2 * sum(prior.loop.steps for prior in run.priors))
+def _work_of(runs: list[StudyRun]) -> int:
+    return sum(run.work for run in runs)
 
 
 def _shared_by_many(runs: list[StudyRun]) -> list[list[StudyRun]]:

@@ -2,6 +2,7 @@
 
 import time
 import traceback
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from cartok.lab.means import LOSSES, mean_over_sizes
 from cartok.lab.records import StudyRun, new_record, write_summary
 from cartok.lab.stages import Splits
 from cartok.recipes.arms import StudyConfig, names_of
+
+WHOLE = "all runs"
+"""What is shown of a study as a whole."""
 
 FAILED = "failed.txt"
 """Why a tokenizer that several runs are made from is not there."""
@@ -51,7 +55,15 @@ def run_in_turn(
     splits = open_splits(base.data, size=base.view.size)
     for run in runs:
         _run(run, out, inputs, splits, progress)
-        write_summary(study, out)  # a machine may be taken away at any time
+        summary = write_summary(study, out)  # a machine may be taken away at any time
+        progress.advance(WHOLE, run.work, counted(summary["runs"]))
+
+
+def counted(records: list[dict[str, Any]]) -> str:
+    """How many runs have ended how, in words."""
+    by = Counter(record["status"] for record in records)
+    failed = f", {by['failed']} failed" if by["failed"] else ""
+    return f"{by['finished']} of {len(records)} runs{failed}"
 
 
 def _run(run: StudyRun, out: Path, inputs: ArmInputs, splits: Splits, progress: Progress) -> None:

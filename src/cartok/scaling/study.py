@@ -125,7 +125,9 @@ def check_study(study: Any, path: str) -> dict[str, Any]:
     """
     wanted = ("name", "config", "arms", "runs", "warnings", "provenance")
     if not isinstance(study, dict) or any(key not in study for key in wanted):
-        raise UserError(f"a study is what 'cartok study' wrote, but {path} is not; run it again")
+        raise UserError(
+            f"a study is what 'cartok study run' wrote, but {path} is none; run it again"
+        )
     return study
 
 

@@ -88,9 +88,9 @@ def recipes(arguments: list[str]) -> None:
         """Every recipe and every preset of scores, one line each."""
 
     parse(Recipes, arguments, "recipes")
-    tables = {"train-tokenizer": TOKENIZERS, "train-prior": PRIORS, "study": STUDIES}
+    tables = {"train-tokenizer": TOKENIZERS, "train-prior": PRIORS, "study run": STUDIES}
     for verb, table in tables.items():
-        print(f"cartok {verb} {'NAME' if verb == 'study' else 'RECIPE'}")
+        print(f"cartok {verb} {'NAME' if verb == 'study run' else 'RECIPE'}")
         for recipe in table.values():
             print(f"  {recipe.name:<16} {recipe.summary}")
     print("cartok score GENERATED REFERENCE --preset NAME")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -42,7 +42,10 @@ def study(arguments: list[str]) -> int:
 
     @dataclass(frozen=True)
     class Study:
-        """Many small trainings that answer one question; started again, it goes on."""
+        """Many small trainings that answer one question; started again, it goes on.
+
+        cartok study run NAME; cartok recipes lists their names.
+        """
 
         name: First[str]
         out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -63,8 +66,14 @@ def study(arguments: list[str]) -> int:
         """Run again what failed before."""
         dry_run: bool = False
         """Print the runs and their cost, and train nothing."""
+        on: Literal["here", "slurm", "ray"] = "here"
+        """Where runs take place; slurm and ray make a job of each, on machines that see --out."""
+        options: Annotated[tuple[str, ...], tyro.conf.arg(name="with", metavar="NAME=VALUE")] = ()
+        """For such jobs, as submitit or ray.remote know them: timeout_min=240 gpus_per_node=1."""
 
-    chosen = parse(Study, arguments, "study")
+    if arguments[:1] not in (["run"], ["-h"], ["--help"], []):
+        raise UserError(f"studies are run by: cartok study run NAME; got '{arguments[0]}'")
+    chosen = parse(Study, arguments[1:] if arguments[:1] == ["run"] else arguments, "study run")
     config = adapted(
         recipe_of(STUDIES, chosen.name),
         data=chosen.data,
@@ -82,7 +91,7 @@ def study(arguments: list[str]) -> int:
         return 0
     launch = StudyLaunch(
         out=out, device=chosen.device, at_once=chosen.at_once, retry=chosen.retry,
-        arms=chosen.arms,
+        arms=chosen.arms, on=chosen.on, options=chosen.options,
     )  # fmt: skip
     means = run_study(config, launch, progress_bar())
     for table in tables_of(means):
