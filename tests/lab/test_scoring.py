@@ -635,16 +635,35 @@ def test_pairs_with_a_gap_are_refused(inception, lpips, tmp_path):
 # ------------------------------------------------------------------ refusals
 
 
-def test_pictures_of_another_size_than_the_presets_are_refused(inception, tmp_path):
-    path = npz(tmp_path / "g.npz", pictures(4, 0, 64))
+def test_pictures_of_another_size_than_the_presets_are_refused(inception, sources, tmp_path):
+    path = npz(tmp_path / "small.npz", pictures(4, 0, 64))
     with pytest.raises(UserError, match="at 256 x 256 pixels, but one is 64 x 64"):
-        scored((path, path), preset=ADM)
+        scored((path, sources[1]), preset=ADM)
 
 
 def test_a_preset_of_stored_statistics_refuses_a_reference_without(inception, tmp_path):
     path = npz(tmp_path / "g.npz", pictures(8, 0))
     with pytest.raises(UserError, match="takes mu and sigma from the reference's npz"):
         scored((path, path), preset=ADM)
+
+
+def unread(monkeypatch):
+    monkeypatch.setattr(scoring, "_side", lambda *_: pytest.fail("pictures were read"))
+
+
+def test_a_reference_that_a_preset_cannot_use_is_refused_before_any_picture_is_read(
+    monkeypatch, sources, stored, tmp_path
+):
+    unread(monkeypatch)
+    with pytest.raises(UserError, match="takes mu and sigma from the reference's npz"):
+        scored((sources[0], sources[0]), preset=ADM)
+    np.savez(tmp_path / "pool.npz", mu=stored["pool"].mean, sigma=stored["pool"].cov)
+    alone = sources[0], str(tmp_path / "pool.npz")
+    with pytest.raises(UserError, match="statistics of spatial features from the reference's npz"):
+        scored(alone, preset=ADM)
+    for preset in ("effnet", "own-data", "clean", "in1k-val-centercrop", "dinov2"):
+        with pytest.raises(UserError, match=f"{preset} compares with the reference's pictures"):
+            scored(alone, preset=preset)
 
 
 def test_a_size_is_refused_where_pictures_are_taken_as_they_are(inception, sources):
@@ -718,7 +737,7 @@ def test_without_the_weights_a_preset_says_so_before_any_picture_is_read(
         raise UserError("inception needs a file; fetch it by hand")
 
     monkeypatch.setattr(scoring.frozen, "inception", missing)
-    monkeypatch.setattr(scoring, "_side", lambda *_: pytest.fail("pictures were read"))
+    unread(monkeypatch)
     assert main(["score", *sources, "--preset", ADM]) == 2
     assert capsys.readouterr().err == "cartok: inception needs a file; fetch it by hand\n"
 

@@ -24,7 +24,7 @@ from cartok.metrics.gaussian import gaussian_of
 from cartok.metrics.numbers import METRICS
 from cartok.metrics.pairs import PAIR_METRICS, PairMetric, lpips_metric, pair_numbers, too_small
 from cartok.metrics.presets import Preset, preset_of
-from cartok.metrics.protocol import Sides, receipt_of, score_sides
+from cartok.metrics.protocol import Sides, receipt_of, refuse_reference, score_sides
 from cartok.metrics.score import Score
 from cartok.metrics.sides import (
     Extractor,
@@ -132,6 +132,7 @@ def run_score(
     if not len(sources[0]):
         raise UserError(f"pictures are scored, but {generated} has statistics alone; name pictures")
     _refuse_size(preset, config.size)
+    refuse_reference(preset, sources[1].statistics, len(sources[1]) > 0, config.indicative)
     if config.paired:
         _refuse_unpaired(sources)
     extractor = world.first(lambda: extractor_of(preset, config, world.device))

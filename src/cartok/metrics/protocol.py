@@ -4,7 +4,7 @@ Names are those that others publish (FID, KID, precision) only on Inception's pu
 other networks mark theirs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,15 +50,12 @@ def score_sides(sides: Sides, pairs: Sequence[Number] = ()) -> tuple[dict[str, S
         UserError: there are too few pictures, or a preset wants statistics that are not there.
     """
     preset = sides.preset
-    if preset.statistics == "stored" and not sides.reference.stored:
-        raise UserError(
-            f"{preset.name} takes mu and sigma from the reference's npz, but it has none; "
-            "give the published npz, or the preset own-data"
-        )
+    refuse_reference(
+        preset, sides.reference.stored, bool(sides.reference.rows), indicative=sides.indicative
+    )
     scores: dict[str, Score] = {}
     notes: list[str] = []
-    names = preset.indicative_metrics if sides.indicative else preset.metrics
-    for name in names:
+    for name in _names(preset, sides.indicative):
         metric = METRICS[name]
         if metric.against == "pictures" and not sides.reference.rows:
             notes.append(f"{name} is left out: the reference is statistics without pictures")
@@ -71,6 +68,40 @@ def score_sides(sides: Sides, pairs: Sequence[Number] = ()) -> tuple[dict[str, S
         receipt = receipt_of(METRICS["kd"], sides) | unread | number.own
         scores[number.name] = Score(number.value, number.unit, {"metric": number.name} | receipt)
     return scores, [*notes, *_few(sides)]
+
+
+def refuse_reference(
+    preset: Preset, stored: Collection[str], has_pictures: bool, indicative: bool = False
+) -> None:
+    """Refuses a reference of which a preset cannot be made, before pictures are looked at.
+
+    ``stored`` are the kinds of features that it has statistics of.
+
+    Raises:
+        UserError: a preset wants statistics that are not there, or pictures where there are none.
+    """
+    if preset.statistics == "computed":
+        if not has_pictures:
+            raise UserError(
+                f"{preset.name} compares with the reference's pictures, but it is statistics "
+                "alone; name pictures, or take a preset of stored statistics"
+            )
+        return
+    if not stored:
+        raise UserError(
+            f"{preset.name} takes mu and sigma from the reference's npz, but it has none; "
+            "give the published npz, or the preset own-data"
+        )
+    for metric in (METRICS[name] for name in _names(preset, indicative)):
+        if metric.against == "statistics" and metric.reads not in stored:
+            raise UserError(
+                f"{preset.name} takes statistics of {metric.reads} features from the reference's "
+                "npz, but it has none of them; give the published npz"
+            )
+
+
+def _names(preset: Preset, indicative: bool) -> tuple[str, ...]:
+    return preset.indicative_metrics if indicative else preset.metrics
 
 
 def _measured(metric: Metric, sides: Sides) -> list[Number]:
@@ -92,11 +123,6 @@ def _measured(metric: Metric, sides: Sides) -> list[Number]:
 def _reference_of(metric: Metric, sides: Sides, device: torch.device) -> Tensor | Gaussian:
     if metric.against == "pictures" or sides.preset.statistics == "computed":
         return sides.reference.rows[metric.reads].to(device)
-    if metric.reads not in sides.reference.stored:
-        raise UserError(
-            f"{sides.preset.name} takes statistics of {metric.reads} features from the reference's "
-            "npz, but it has none of them; give the published npz"
-        )
     stored = sides.reference.stored[metric.reads]
     return Gaussian(stored.mean.to(device), stored.cov.to(device), stored.count)
 
