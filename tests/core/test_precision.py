@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from cartok.core.precision import computing_in, full_precision, keep_weights_in
+from cartok.core.precision import computing_in, full_precision, keep_weights_in, rounding
 
 CPU = torch.device("cpu")
 
@@ -21,6 +21,17 @@ def test_an_island_stays_in_float32():
         with full_precision(CPU):
             assert (matrix @ matrix).dtype == torch.float32
         assert (matrix @ matrix).dtype == torch.bfloat16
+
+
+def test_factors_are_rounded_as_asked_and_the_programs_own_setting_survives():
+    backends = torch.backends
+    before = backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
+    seen = []
+    for tf32 in (False, True):
+        with rounding(tf32):
+            seen.append((backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision))
+        assert (backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision) == before
+    assert seen == [("ieee", "ieee"), ("tf32", "ieee")]
 
 
 def test_an_island_of_shapes_without_numbers_runs():

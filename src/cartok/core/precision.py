@@ -1,7 +1,8 @@
 """Where a computation runs in bfloat16, and the islands in it that stay in float32."""
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,6 +23,21 @@ def full_precision(device: torch.device) -> AbstractContextManager:
     Shapes without numbers (the meta device, where FLOPs are counted) know no autocast.
     """
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+@contextmanager
+def rounding(tf32: bool) -> Generator[None]:
+    """Whether a GPU rounds factors to TF32, in convolutions alone, whatever the program has set."""
+    backends: Any = torch.backends
+    settings = {backends.cudnn.conv: "tf32" if tf32 else "ieee", backends.cuda.matmul: "ieee"}
+    before = {setting: setting.fp32_precision for setting in settings}
+    try:
+        for setting, wanted in settings.items():
+            setting.fp32_precision = wanted
+        yield
+    finally:
+        for setting, found in before.items():
+            setting.fp32_precision = found
 
 
 def keep_weights_in(precision: Precision, network: nn.Module) -> None:

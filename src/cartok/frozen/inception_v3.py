@@ -6,8 +6,6 @@ from. Batch norms are folded into the convolutions before them.
 
 import importlib
 import io
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cartok.core.errors import UserError
-from cartok.core.precision import full_precision
+from cartok.core.precision import full_precision, rounding
 from cartok.frozen.network import FeatureMap, Frozen, freeze
 from cartok.frozen.weights import INCEPTION, Weights, missing_package, read_weights
 
@@ -86,7 +84,7 @@ class Inception(Frozen):
             UserError: these are no RGB pictures, or floats that are no brightness.
         """
         _check(pixels)
-        with full_precision(pixels.device), _rounding(self.tf32):
+        with full_precision(pixels.device), rounding(self.tf32):
             features = self.early(_prepared(pixels))
             spatial = features[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
             pool = self.late(features).flatten(1)
@@ -152,21 +150,6 @@ def _random(shapes: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             tensors[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
     return tensors
-
-
-@contextmanager
-def _rounding(tf32: bool) -> Generator[None]:
-    """Whether a GPU rounds factors to TF32, in convolutions alone, whatever the program has set."""
-    backends: Any = torch.backends
-    settings = {backends.cudnn.conv: "tf32" if tf32 else "ieee", backends.cuda.matmul: "ieee"}
-    before = {setting: setting.fp32_precision for setting in settings}
-    try:
-        for setting, wanted in settings.items():
-            setting.fp32_precision = wanted
-        yield
-    finally:
-        for setting, found in before.items():
-            setting.fp32_precision = found
 
 
 def _prepared(pixels: Shaped[Tensor, "batch 3 height width"]) -> FeatureMap:
