@@ -253,6 +253,8 @@ def the_rfid_protocol(inception, sources, folder):
     assert found.scores["rfid"].receipt["what"] == "rfd"
     assert found.scores["psnr_db"].receipt["network"] == "none"
     assert found.scores["lpips"].receipt["network_sha256"] == "def456"
+    assert found.scores["lpips"].receipt["precision"] == "float32"
+    assert found.scores["psnr_db"].receipt["precision"] == "float64"
 
 
 class SmallLpips:

@@ -50,6 +50,26 @@ def test_lpips_is_the_mean_over_pairs_and_names_its_network(sides):
     assert number.own["network"] == network.weights.name
 
 
+def test_lpips_is_measured_in_the_precision_that_its_receipt_names(sides):
+    """A GPU's convolutions would else round to TF32, or to what autocast is around them."""
+    seen = []
+
+    class Network(torch.nn.Module):
+        weights = lpips_of(random_weights=True).weights
+
+        def forward(self, image, target):
+            seen.append(
+                (torch.backends.cudnn.conv.fp32_precision, torch.is_autocast_enabled("cpu"))
+            )
+            return (image - target).mean((1, 2, 3))
+
+    metric = lpips_metric(Network(), torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        metric.measure(*sides)
+    assert seen == [("ieee", False)]
+    assert metric.own["precision"] == "float32"
+
+
 @pytest.mark.parametrize("missing", [1, 2, 3])
 def test_a_side_with_other_pictures_is_refused(sides, missing):
     with pytest.raises(UserError, match="other numbers of them"):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cartok.core.errors import UserError
 from cartok.core.parallel import World
+from cartok.core.precision import full_precision, rounding
 from cartok.core.progress import Tick, unseen
 from cartok.core.shapes import Pixels, image_of_pixels
 from cartok.metrics.numbers import Number
@@ -43,14 +44,19 @@ PAIR_METRICS: dict[str, PairMetric] = {
 
 
 def lpips_metric(network: Any, device: torch.device) -> PairMetric:
-    """LPIPS, as ``frozen.teacher`` gives it: a network of images that knows its weights."""
+    """LPIPS, as ``frozen.teacher`` gives it: a network of images that knows its weights.
+
+    In float32, which a GPU would round in convolutions.
+    """
 
     @torch.no_grad()
     def measure(pixels: Pixels, wanted: Pixels) -> Each:
         sides = (image_of_pixels(side.to(device)) for side in (pixels, wanted))
-        return network(*sides).double().cpu()
+        with full_precision(device), rounding(tf32=False):
+            return network(*sides).double().cpu()
 
-    own = {"network": network.weights.name, "network_sha256": network.weights.sha256}
+    weights = network.weights
+    own = {"network": weights.name, "network_sha256": weights.sha256, "precision": "float32"}
     return PairMetric("lpips", "perceptual distance", measure, LPIPS_SMALLEST, own)
 
 

@@ -63,7 +63,7 @@ def score_sides(sides: Sides, pairs: Sequence[Number] = ()) -> tuple[dict[str, S
         numbers = _measured(metric, sides)
         scores |= scores_of(numbers, _naming(sides), receipt_of(metric, sides))
         notes += [n.note.format(sides.extractor.suffix) for n in numbers if n.note]
-    unread = {"network": "none", "network_sha256": "", "size": 0}
+    unread = {"network": "none", "network_sha256": "", "size": 0, "precision": "float64"}
     for number in pairs:
         receipt = receipt_of(METRICS["kd"], sides) | unread | number.own
         scores[number.name] = Score(number.value, number.unit, {"metric": number.name} | receipt)

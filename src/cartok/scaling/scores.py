@@ -23,7 +23,7 @@ SHEETS = {
 }
 """Files of ``pictures``, with heading and words."""
 
-_NETWORK = ("network", "network_sha256", "size")
+_NETWORK = ("network", "network_sha256", "size", "precision")
 """Fields that numbers of pairs, which need no network, have otherwise."""
 
 FRESH = 0.5
