@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from scipy.stats import t as student
+
 from cartok.metrics.features import FirstFeatures, SecondFeatures, projection
 from cartok.metrics.frechet import (
     LEVEL,
@@ -39,7 +41,10 @@ Reference = SecondFeatures | Gaussian
 
 @dataclass(frozen=True)
 class Number:
-    """A value with its name, unit, and what is its own in a receipt; ``note`` is for a person."""
+    """A value with its name, unit, and what is its own in a receipt.
+
+    ``note`` is for a person; its place ``{}`` is for the name as it is printed.
+    """
 
     name: str
     value: float
@@ -69,7 +74,7 @@ def frechet(name: str) -> Callable[[FirstFeatures, Reference, Preset, int], list
         reference = theirs if isinstance(theirs, Gaussian) else gaussian_of(theirs)
         value = frechet_of_gaussians(gaussian_of(ours), reference)
         note = (
-            f"{name} has no error and no limit at infinity: they need "
+            "{} has no error and no limit at infinity: they need "
             f"{max(DIVISORS) * ours.shape[1] + GROUPS:,} generated pictures or more"
         )
         return [Number(name, value, DISTANCE, note=note)]
@@ -143,12 +148,17 @@ def class_score(
     note = ""
     if shuffled.value > SHUFFLED_GAIN * score.value:
         note = (
-            f"is{{}} would be {shuffled.value:.4g} in a random order: pictures come class by "
+            f"{{}} would be {shuffled.value:.4g} in a random order: pictures come class by "
             "class, and a split sees few classes; give them in the order in which they were drawn"
         )
     own = {"split": preset.split, "splits": score.splits, "spread": score.spread}
     if score.splits > 1:
-        own["standard_error"] = score.spread / (score.splits - 1) ** 0.5
+        error = score.spread / (score.splits - 1) ** 0.5
+        reach = float(student.ppf((1 + LEVEL) / 2, score.splits - 1)) * error  # splits are few
+        own |= {
+            "standard_error": error,
+            "interval": [max(1.0, score.value - reach), score.value + reach],
+        }
     return [Number("is{}", score.value, "classes", own, note)]
 
 

@@ -62,7 +62,7 @@ def score_sides(sides: Sides, pairs: Sequence[Number] = ()) -> tuple[dict[str, S
             continue
         numbers = _measured(metric, sides)
         scores |= scores_of(numbers, _naming(sides), receipt_of(metric, sides))
-        notes += [n.note.format(sides.extractor.suffix) for n in numbers if n.note]
+        notes += [n.note.format(_named(n.name, _naming(sides))) for n in numbers if n.note]
     unread = {"network": "none", "network_sha256": "", "size": 0, "precision": "float64"}
     for number in pairs:
         receipt = receipt_of(METRICS["kd"], sides) | unread | number.own
