@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cartok.core.errors import UserError
+from cartok.data import sources
 from cartok.data.arrays import Statistics, picture_array, read_statistics, write_npz
 from cartok.data.images import open_pictures
 from cartok.data.pictures import Pictures
@@ -163,6 +164,28 @@ def test_no_more_than_some_pictures_of_an_array_are_in_memory(write, tmp_path):
     tracemalloc.stop()
     assert parts == [64] * 9 + [24]
     assert peak < 600 * 64 * 64 * 3 / 2
+
+
+@pytest.mark.parametrize("held_in", [as_folder, as_parquet], ids=lambda kind: kind.__name__)
+def test_pictures_that_were_read_are_not_kept_however_small(held_in, tmp_path):
+    source = open_source(held_in(tmp_path / "pictures", noise(300, 48, 48)))  # 2 MB
+    list(source.pixels("as-given", 0, rows=range(8)))
+    tracemalloc.start()
+    for _ in source.pixels("as-given", 0, batch=8):
+        pass
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 300 * 48 * 48 * 3 / 4
+
+
+def test_a_thread_cuts_a_picture_before_it_decodes_the_next(monkeypatch, tmp_path):
+    """A photograph of a phone has 36 MB, and sixteen threads would hold eight each."""
+    said = []
+    attempt, cropped = Pictures.attempt, sources.cropped
+    monkeypatch.setattr(Pictures, "attempt", lambda *a: (said.append("decoded"), attempt(*a))[1])
+    monkeypatch.setattr(sources, "cropped", lambda *a: (said.append("cut"), cropped(*a))[1])
+    list(open_source(as_folder(tmp_path / "a", noise(20))).pixels("square", 5))
+    assert said == ["decoded", "cut"] * 20
 
 
 def test_what_write_npz_writes_is_what_numpy_reads(tmp_path):

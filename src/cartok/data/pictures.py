@@ -59,11 +59,13 @@ class Pictures:
     stored_modes: Sequence[str]
     skipped: list[Fault]
     digest: str
+    keeps: bool = True
+    """Whether small ones stay in memory once they are decoded, for the next time they are read."""
     _cache: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
     _broken: dict[int, Fault] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
-        self._keeps = self._is_small()
+        self._keeps = self.keeps and self._is_small()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -155,6 +157,7 @@ class Pictures:
             sizes=self.sizes[indices],
             stored_modes=[self.stored_modes[index] for index in indices],
             skipped=self.skipped,
+            keeps=self.keeps,
             digest=chosen.hexdigest()[:16],
         )
 

@@ -8,6 +8,7 @@ pair. Shards, tables and arrays come in their own order.
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -106,7 +107,7 @@ class FileSource(Source):
     """Encoded pictures; more than 1 % that cannot be decoded stop the reading."""
 
     def __init__(self, pictures: Pictures):
-        self.pictures = pictures
+        self.pictures = replace(pictures, keeps=False)
         self.statistics = {}
 
     def __len__(self) -> int:
@@ -115,12 +116,12 @@ class FileSource(Source):
     def cuts(self, crop: Crop, size: int, rows: range, threads: int | None) -> Iterator[Cut]:
         """The readable ones, cut; the others are counted in their turn."""
 
+        def attempt(index: int) -> tuple[int, Cut | Fault]:
+            found = self.pictures.attempt(index)
+            return index, found if isinstance(found, Fault) else cropped(found, crop, size)
+
         def attempts(part: range) -> list[tuple[int, Cut | Fault]]:
-            found = [(index, self.pictures.attempt(index)) for index in part]
-            return [
-                (index, it if isinstance(it, Fault) else cropped(it, crop, size))
-                for index, it in found
-            ]
+            return [attempt(index) for index in part]  # one whole picture in memory at a time
 
         for part in in_threads(attempts, _parts(rows), threads):
             for index, found in part:
