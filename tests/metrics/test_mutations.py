@@ -21,6 +21,7 @@ from cartok.metrics import (
     gaussian,
     inception_score,
     kernel,
+    manifolds,
     neighbours,
     precision_recall,
     reconstruction,
@@ -120,6 +121,49 @@ def density_and_coverage(module):
     assert (found.density, found.coverage) == (2 / 2, 2 / 4)
 
 
+def the_four_and_their_errors(module):
+    """On the line above, with copies enough to be dealt; errors those of halves made by hand."""
+    real = column(*(100.0 * copy + place for copy in range(6) for place in (0, 1, 2, 10)))
+    drawn = column(*(100.0 * copy + place for copy in range(6) for place in (-1.5, 1.0, 2.5, 30)))
+    found = module.manifolds(drawn, real, k=1, coverage_k=2)
+    # Real rows reach 1, 1, 1, 8 and 2, 1, 2, 9 in theirs; drawn ones 2.5, 1.5, 1.5 and 27.5.
+    expected = {"precision": 2 / 4, "recall": 4 / 4, "density": 7 / 8, "coverage": 4 / 4}
+    assert {name: getattr(found, name).value for name in expected} == pytest.approx(expected)
+    ours, theirs = normal(40, 2, 0, shift=0.3), normal(36, 2, 1)
+    by_class = torch.cat([ours[::2], ours[::2] + 50])  # groups by place would hold one of each
+    for drawn in (ours, by_class):
+        found = module.manifolds(drawn, theirs, k=2, coverage_k=3, seed=4)
+        wanted = np.sqrt(np.square([*_differences(drawn, theirs, 2, 3, 4)]).mean(0)) / 2
+        names = ("precision", "recall", "density", "coverage")
+        errors = [getattr(found, name).standard_error for name in names]
+        assert errors == pytest.approx(wanted.tolist())
+        low, high = found.density.interval
+        assert high - found.density.value == pytest.approx(1.795885 * errors[2])  # Student's, of 11
+        assert low == pytest.approx(found.density.value - 1.795885 * errors[2])
+
+
+def _differences(ours, theirs, k, coverage_k, seed):
+    """Of the four, between the halves of eleven splits of rows that are dealt by a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    ours, theirs = (s[torch.randperm(len(s), generator=generator)] for s in (ours, theirs))
+    squares = {1, 3, 4, 5, 9}  # modulo 11
+    for split in range(11):
+        half = torch.tensor([True, *((group - split) % 11 in squares for group in range(11))])
+        sides = []
+        for chosen in (half, ~half):
+            a, b = (side[chosen[torch.arange(len(side)) % 12]] for side in (ours, theirs))
+            apart, own_a, own_b = torch.cdist(a, b), torch.cdist(a, a), torch.cdist(b, b)
+            reach_a, reach_b = own_a.sort(1).values[:, k], own_b.sort(1).values[:, k]
+            wide = own_b.sort(1).values[:, coverage_k]
+            sides.append([
+                (apart <= reach_b).any(1).double().mean(),
+                (apart <= reach_a[:, None]).any(0).double().mean(),
+                (apart <= wide).sum() / (coverage_k * len(a)),
+                (apart <= wide).any(0).double().mean(),
+            ])  # fmt: skip
+        yield np.subtract(*np.array(sides))
+
+
 def the_inception_score(module):
     by_class = torch.eye(4).repeat_interleave(6, 0)
     assert module.inception_score(by_class).value == pytest.approx(4, rel=1e-12)
@@ -175,6 +219,7 @@ CHECKS = {
     the_estimate: frechet_estimate,
     precision_and_recall: precision_recall,
     density_and_coverage: density_coverage,
+    the_four_and_their_errors: manifolds,
     the_inception_score: inception_score,
     the_kernel_distance: kernel,
     structural_similarities: ssim,
@@ -234,6 +279,36 @@ MUTATIONS = {
     ],
     (density_and_coverage, neighbours): [
         ("a row its own neighbour", "squared.fill_diagonal_(torch.inf)", "pass"),
+    ],
+    (the_four_and_their_errors, manifolds): [
+        ("precision and recall swapped", "precision=_estimate(precise.long(), ours)",
+         "precision=_estimate(recalled.long(), theirs)"),
+        ("precision in the drawn balls", "squared <= true_reach[:, j]",
+         "squared <= drawn_reach[:, i]"),
+        ("recall in the true balls", "squared <= drawn_reach[:, i]", "squared <= true_reach[:, j]"),
+        ("one neighbour more for drawn rows", "_reaches(drawn, k)", "_reaches(drawn, k + 1)"),
+        ("one neighbour more for real rows", "_reaches(true, k, cov", "_reaches(true, k + 1, cov"),
+        ("one neighbour more for coverage", "(true, k, coverage_k)", "(true, k, coverage_k + 1)"),
+        ("one neighbour less", "each[:, k - 1]", "each[:, max(k - 2, 0)]"),
+        ("coverage to the neighbour of precision", "squared <= cover_reach[:, j]",
+         "squared <= true_reach[:, j]"),
+        ("density over precision's k", "ours, coverage_k, torch.inf", "ours, k, torch.inf"),
+        ("density of true rows", "inside, ours,", "inside[:, : theirs.shape[1]], theirs,"),
+        ("density at most 1", "coverage_k, torch.inf", "coverage_k, 1.0"),
+        ("pairs out of sight", "torch.maximum(true_reach, cover_reach).amax(0)",
+         "torch.minimum(true_reach, cover_reach).amin(0)"),
+        ("groups by place", "rows[torch.randperm(len(rows), generator=generator).to(rows.device)]",
+         "rows[torch.arange(len(rows))]"),
+        ("blocks for groups", "device=rows.device) % GROUPS",
+         "device=rows.device) * GROUPS // len(rows)"),
+        ("one hand in all splits", "(j - i) % 11", "j % 11"),
+        ("halves that see each other", "known = nearest.masked_fill(apart[..., None], torch.inf)",
+         "known = nearest"),
+        ("pairs of both halves", "together = ours[:, i] == theirs[:, j]",
+         "together = torch.ones_like(ours[:, i])"),
+        ("all of the difference", ".square().mean().item() / 4", ".square().mean().item()"),
+        ("a variance for an error", "variance**0.5, highest", "variance, highest"),
+        ("the normal's interval", "GROUPS - 1", "10**6"),
     ],
     (the_inception_score, inception_score): [
         ("shuffled splits", "shuffle_seed: int | None = None\n) -> InceptionScore:\n    \"\"\"exp",
