@@ -33,7 +33,7 @@ from cartok.metrics.manifolds import manifolds
 from cartok.metrics.numbers import METRICS
 from cartok.metrics.precision_recall import precision_recall
 from cartok.metrics.presets import PRESETS
-from cartok.metrics.score import interval_of
+from cartok.metrics.score import interval_of, read_scores
 from cartok.metrics.sides import STORED_COUNT
 
 QUIET = Progress()
@@ -446,6 +446,25 @@ def test_no_number_of_workers_changes_a_number(inception, tmp_path):
     assert found[0].scores == found[1].scores == found[2].scores
     with pytest.raises(ValueError, match="--workers is at least 0, but got -1"):
         ScoreConfig(workers=-1)
+
+
+def test_numbers_are_written_before_a_page_that_fails(inception, sources, monkeypatch, tmp_path):
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(scoring, "write_page", fail)
+    files = tmp_path / "scores.json", None, tmp_path / "page"
+    with pytest.raises(OSError, match="no space left"):
+        run_score(*sources, ScoreConfig(preset="own-data", cache=False), "cpu", QUIET, *files)
+    assert "kid" in read_scores(files[0])
+
+
+def test_sides_of_two_sizes_have_a_page(inception, sources, tmp_path):
+    small = npz(tmp_path / "small.npz", pictures(30, 1, 64))
+    config = ScoreConfig(preset="clean", cache=False)
+    run_score(sources[0], small, config, "cpu", QUIET, page=tmp_path / "page")
+    with Image.open(tmp_path / "page/pictures/nearest.png") as sheet:
+        assert sheet.width >= 8 * 256  # two samples a row, each with three neighbours
 
 
 class Heard:

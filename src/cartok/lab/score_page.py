@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -72,7 +73,7 @@ def write_page(
 
 
 def _nearest_sheet(nearest: Nearest, generated: Read, reference: Read):
-    """Two samples a row, each followed by its nearest."""
+    """Two samples a row, each followed by its nearest, as large as the samples are."""
     suspects = nearest.closer.argsort()[:SUSPECTS]
     samples = _picked(generated(), suspects.tolist())
     shown = nearest.indices[suspects]
@@ -80,9 +81,18 @@ def _nearest_sheet(nearest: Nearest, generated: Read, reference: Read):
     tiles = [
         tile
         for suspect, row in zip(suspects.tolist(), shown.tolist(), strict=True)
-        for tile in (samples[suspect], *(known[index] for index in row))
+        for tile in (samples[suspect], *(_fitted(known[i], samples[suspect]) for i in row))
     ]
     return grid_of_pictures(torch.stack(tiles), 2 * (1 + shown.shape[1]))
+
+
+def _fitted(picture: Tensor, like: Tensor) -> Tensor:
+    """A picture in another one's size: some presets score sides of two sizes."""
+    if picture.shape == like.shape:
+        return picture
+    size = (like.shape[1], like.shape[2])
+    resized = F.interpolate(picture[None].float(), size, mode="bilinear", antialias=True)
+    return resized[0].round().byte()
 
 
 def _worst_sheet(generated: Read, reference: Read):

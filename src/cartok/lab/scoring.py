@@ -160,15 +160,21 @@ def run_score(
         scores, notes = score_sides(scored, pairs)
         smallest = min(sides[0].picture_size)
         notes = [*_conversions(sides), *too_small(pair_metrics, smallest), *notes]
+        if path is not None:
+            _write(path, scores)  # now: the page reads pictures again, and may fail
         if page is not None:
             scores |= _page(page, scores, scored, cuts)
-        if path is not None:
-            write_json(path, {name: score.to_json() for name, score in scores.items()})
+        if path is not None and page is not None:
+            _write(path, scores)
         if npz is not None:
             write_npz(npz, cuts[0], sides[0].count, _statistics(sides[0]))
         return Scored(scores, notes)
 
     return world.together(finished)
+
+
+def _write(path: Path, scores: dict[str, Score]) -> None:
+    write_json(path, {name: score.to_json() for name, score in scores.items()})
 
 
 def _page(
