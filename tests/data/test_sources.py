@@ -269,6 +269,14 @@ def test_floats_out_of_their_range_are_refused_when_read(tmp_path, make, words):
         read(open_source(saved_npy(tmp_path / "a.npy", make(image))))
 
 
+def test_floats_from_0_to_1_are_refused_by_every_share_before_a_picture_comes(tmp_path):
+    unit = noise(70).astype(np.float32) / 255
+    source = open_source(saved_npy(tmp_path / "a.npy", unit))
+    for rows in (range(35), range(35, 70), None):
+        with pytest.raises(UserError, match=r"none of .* falls below 0"):
+            next(source.pixels("as-given", 0, batch=4, rows=rows))
+
+
 def test_an_npy_that_was_cut_short_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot be read as an array"):
         read(open_source(cut(as_npy(tmp_path / "a", noise(9)))))

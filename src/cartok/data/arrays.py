@@ -67,18 +67,21 @@ class PictureArray:
         Raises:
             UserError: floats are not finite or not in [-1, 1], or the file ends too early.
         """
-        seen, lowest = 0, np.inf
+        self._refuse_unit_range(at_once)
         for part in self._parts(range(len(self)) if chosen is None else chosen, at_once):
             part = part if self._is_last else part.transpose(0, 2, 3, 1)
-            if part.dtype != np.uint8:
-                lowest = min(lowest, float(part.min()))
-                part = _bytes_of(part, self.path)
-            seen += len(part)
-            yield np.ascontiguousarray(part)
-        if seen >= ENOUGH and lowest >= 0 and self.dtype != np.uint8:
+            yield np.ascontiguousarray(
+                part if part.dtype == np.uint8 else _bytes_of(part, self.path)
+            )
+
+    def _refuse_unit_range(self, at_once: int) -> None:
+        """By the first of all pictures, so that every share of them is refused alike, and early."""
+        if self.dtype == np.uint8 or len(self) < ENOUGH:
+            return
+        if all((part >= 0).all() for part in self._parts(range(ENOUGH), at_once)):
             raise UserError(
-                f"float pictures lie in [-1, 1], but none of {self.path} falls below 0; "
-                "write 2 x - 1 of pictures in [0, 1], or bytes"
+                f"float pictures lie in [-1, 1], but none of the first {ENOUGH} of "
+                f"{self.path} falls below 0; write 2 x - 1 of pictures in [0, 1], or bytes"
             )
 
     @property
