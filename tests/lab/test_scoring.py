@@ -1,6 +1,7 @@
 """What ``cartok score`` does with two sources: presets, receipts, refusals, and their mutations."""
 
 import io
+import json
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -731,6 +732,11 @@ def test_the_offline_preset_scores_without_a_download_and_compares_by_files(tmp_
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 7
     assert lines[0].startswith("fd_effnet64 ")
+    less = json.loads((tmp_path / "b.json").read_text())
+    del less["kd_effnet"]
+    (tmp_path / "c.json").write_text(json.dumps(less))
+    assert main(["score", "--compare", str(tmp_path / "a.json"), str(tmp_path / "c.json")]) == 0
+    assert capsys.readouterr().out.endswith(f"in {tmp_path / 'a.json'} alone: kd_effnet\n")
     other = (tmp_path / "b.json").read_text().replace('"what": "gfd"', '"what": "rfd"')
     (tmp_path / "b.json").write_text(other)
     assert main(compare) == 2

@@ -113,3 +113,6 @@ def _compare(paths: tuple[Path, ...], has_more: bool) -> None:
             sure = "" if low <= 0 <= high else ", not by chance"
             interval = f"[{low:+.4g}, {high:+.4g}]{sure}"
         print(f"{name:<{width}} {by.value:+.6g} {interval} {second[name].unit}")
+    for path, lone in ((paths[0], first.keys() - second), (paths[1], second.keys() - first)):
+        if lone:
+            print(f"in {path} alone: {', '.join(sorted(lone))}")
