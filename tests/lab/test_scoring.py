@@ -34,7 +34,7 @@ from cartok.metrics.manifolds import manifolds
 from cartok.metrics.numbers import METRICS
 from cartok.metrics.precision_recall import precision_recall
 from cartok.metrics.presets import PRESETS
-from cartok.metrics.score import interval_of, read_scores
+from cartok.metrics.score import difference, interval_of, read_scores
 from cartok.metrics.sides import STORED_COUNT
 
 QUIET = Progress()
@@ -400,6 +400,16 @@ def test_every_number_carries_its_whole_receipt(inception, sources, rows):
     assert found["fid"].receipt["reference"] == found["sfid"].receipt["reference"] != pictures_hash
     assert found["fid"].receipt["reference_count"] == "as stored"
     assert found["is"].receipt["reference"] == "none"
+
+
+def test_a_share_of_none_or_all_claims_no_error(inception, sources, tmp_path):
+    """Else two numbers that hang on one picture each would differ "not by chance"."""
+    far = npz(tmp_path / "far.npz", 255 - pictures(30, 3, 256, spread=5) // 8)
+    found = scored((far, sources[1]), preset="own-data").scores
+    for name in ("precision", "recall", "density", "coverage"):
+        assert found[name].value == 0
+        assert interval_of(found[name]) is None
+        assert difference(found[name], replace(found[name], value=1 / 30)).interval is None
 
 
 def test_fid_has_its_error_and_its_limit(inception, rows, tmp_path):

@@ -196,7 +196,9 @@ def _is_enough(ours: FirstFeatures, theirs: Reference) -> bool:
 
 
 def _share(name: str, found: Estimate, k: int, unit: str = SHARE) -> Number:
-    own = {"k": k, "interval": [*found.interval], "standard_error": found.standard_error}
+    own: dict[str, Any] = {"k": k}
+    if found.standard_error:  # else the rows are too few to see one, and none is claimed
+        own |= {"interval": [*found.interval], "standard_error": found.standard_error}
     return Number(name, found.value, unit, own)
 
 
