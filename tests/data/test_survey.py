@@ -101,6 +101,8 @@ def size_of(path):
 class Told:
     """Keeps what progress says."""
 
+    parts_vanish = False
+
     def __init__(self):
         self.lines = []
 
@@ -112,6 +114,9 @@ class Told:
 
     def tick(self, name, done, words):
         self.lines.append(("tick", name, done))
+
+    def advance(self, name, by, words):
+        self.lines.append(("advance", name, by))
 
     def close(self, name, is_done):
         self.lines.append(("close", name, is_done))

@@ -481,6 +481,8 @@ def test_sides_of_two_sizes_have_a_page(inception, sources, tmp_path):
 class Heard:
     """Progress that keeps what it is told."""
 
+    parts_vanish = False
+
     def __init__(self):
         self.ticks = []
 
@@ -493,6 +495,9 @@ class Heard:
     def tick(self, name, done, words):
         assert done <= self.total
         self.ticks.append((name, done, words))
+
+    def advance(self, name, by, words):
+        pass
 
     def close(self, name, is_done):
         pass
