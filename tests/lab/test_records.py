@@ -169,3 +169,19 @@ def test_records_that_are_not_asked_for_now_are_kept(tmp_path, trainings):
     again = go(small_study(0, 1, seeds=2), tmp_path)
     assert len(trainings) == 4
     assert (len(again["runs"]), again["earlier"]) == (4, [])
+
+
+def test_a_grids_study_json_holds_its_laws_and_an_unchanged_one_is_left_alone(tmp_path):
+    study = replace(small_study(0), apart=True)
+    (run,) = runs_of(study)
+    receipt = {"steps": 5, "pictures": 40, "parameters": 9, "tokens_per_picture": 4, "codes": 8,
+               "paper_flops": 2.0}  # fmt: skip
+    scores = {"gfd": score(2.0), "rfd": score(1.0), "prior_flops": score(500.0, **receipt)}
+    write_json(run.folder(tmp_path) / "arm.json", new_record(run, "finished", scores=scores))
+    law = write_summary(study, tmp_path)["laws"]["arms"]["lambda-0"]["laws"]["gfd"]
+    assert law["runs"] == [run.digest]
+    assert "4 computes or more" in law["refused"]
+    written = (tmp_path / "study.json").stat().st_mtime_ns
+    write_summary(study, tmp_path)
+    assert (tmp_path / "study.json").stat().st_mtime_ns == written
+    assert "laws" not in write_summary(small_study(0), tmp_path / "other")

@@ -2,6 +2,7 @@ import copy
 import json
 import math
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -190,5 +191,76 @@ def make_runs(tmp_path):
             record["curves"] = {name: record["curves"][name] for name in kept}
             save(folder / f"run-{index}" / "record.json", record)
         return folder
+
+    return made
+
+
+LENGTHS = (500, 1000, 2000, 4000, 8000)
+
+
+def _grid_run(name, seed, size, parameters, steps, tokens, codes, scores):
+    pictures = 256 * steps
+    flops = 6.0 * parameters * pictures * tokens
+    receipt = {
+        "steps": steps, "pictures": pictures, "parameters": parameters, "codes": codes,
+        "tokens_per_picture": tokens, "paper_flops": flops / 256, "joules": None,
+        "seconds": flops / 1e13, "peak_memory_bytes": 3_000_000_000,
+    }  # fmt: skip
+    found = {"prior_flops": {"value": flops, "unit": "FLOPs", "receipt": receipt}}
+    found |= {key: {"value": value, "unit": "", "receipt": {}} for key, value in scores.items()}
+    prior = f"{size}-{steps}"
+    return {
+        "arm": f"{name}@{prior}", "seed": seed, "digest": f"{name}-{prior}-{seed}",
+        "status": "finished", "reason": "", "scores": found,
+        "provenance": {"device": "cuda: one GPU"},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def grid_study():
+    """A function: a grid study drawn from gFDs as a function of (FLOPs, N, pictures), by arm.
+
+    ``arms`` are name to (codes, tokens, rFD, gFD); ``sizes`` are priors by their parameters.
+    """
+
+    def made(arms, sizes=None, lengths=LENGTHS, seeds=2, noise=0.0):
+        generator = np.random.default_rng(7)
+        sizes = sizes or {"6x256": 6_000_000}
+        runs = []
+        for name, (codes, tokens, rfd, gfd_of) in arms.items():
+            for seed in range(seeds):
+                for size, parameters in sizes.items():
+                    for steps in lengths:
+                        flops = 6.0 * parameters * 256 * steps * tokens
+                        wave = math.exp(noise * float(generator.standard_normal()))
+                        gfd = gfd_of(flops, parameters, 256 * steps) * wave
+                        bits = tokens * math.log2(codes) * (0.5 + (flops / 1e15) ** -0.1 / 9)
+                        scores = {"rfd": rfd, "gfd": gfd, "prior_bits_per_image": bits}
+                        runs.append(
+                            _grid_run(name, seed, size, parameters, steps, tokens, codes, scores)
+                        )
+        config = [
+            {"name": name, "pixels": 0, "tokenizer": {
+                "data": "photos", "view": {"size": 32}, "loop": {"steps": 10},
+                "model": {"quantizer": {"kind": "vq", "codebook_size": codes}},
+                "causal": {"weight": 0.0}}}
+            for name, (codes, *_) in arms.items()
+        ]  # fmt: skip
+        priors = [
+            {"transformer": {"depth": int(size.split("x")[0]), "width": int(size.split("x")[1])},
+             "loop": {"steps": steps, "batch": 256}}
+            for size in sizes for steps in lengths
+        ]  # fmt: skip
+        names = dict.fromkeys(run["arm"] for run in runs)
+        means = [
+            {"name": name, "finished": seeds, "failures": [],
+             "scores": next(run["scores"] for run in runs if run["arm"] == name)}
+            for name in names
+        ]  # fmt: skip
+        return {
+            "name": "grid", "config": {"name": "grid", "arms": config, "priors": priors,
+            "apart": True}, "arms": means, "runs": runs, "earlier": [], "warnings": [],
+            "provenance": {"device": "cuda: one GPU"},
+        }  # fmt: skip
 
     return made

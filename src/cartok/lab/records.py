@@ -12,6 +12,7 @@ from cartok.core.run import first_difference, provenance
 from cartok.lab.means import ArmMeans, arm_means, scored_unlike, warnings_of
 from cartok.prior.train import PriorRun
 from cartok.recipes.arms import StudyArm, StudyConfig, names_of
+from cartok.scaling.laws_of_study import laws_of
 from cartok.scaling.numbers import INTERVAL_FIELDS
 from cartok.tokenizer.train import TokenizerRun
 
@@ -101,7 +102,7 @@ def new_record(run: StudyRun, status: str, reason: str = "", **found: Any) -> di
 
 
 def write_summary(study: StudyConfig, out: Path, world: World | None = None) -> dict[str, Any]:
-    """Writes ``study.json`` from all that is recorded, and returns it.
+    """Writes ``study.json`` from all that is recorded, and returns it; a grid's holds its laws.
 
     ``world`` is the one that runs it now; without it the provenance stays what it was.
     """
@@ -123,6 +124,8 @@ def write_summary(study: StudyConfig, out: Path, world: World | None = None) -> 
         "earlier": [record for digest, record in others.items() if digest not in asked],
         "warnings": [*warnings_of(means, twins_of(study)), *scored_unlike(records)],
     }
+    if study.apart:
+        summary["laws"] = laws_of(summary)
     if _read(out) != summary:  # a look at finished runs leaves the file as it is
         write_json(out / FILE, summary)
     return summary

@@ -1,0 +1,244 @@
+"""The laws of a grid study: every tokenizer's scores over compute, and where two of them cross.
+
+Everything is found anew from the runs in ``study.json``, always alike; ``laws_of`` is what is kept
+in that file. Compute is the prior's training in FLOPs, strictly counted, the tokenizer's not among
+them; the paper's unit is 256 FLOPs.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from cartok.core.errors import UserError
+from cartok.scaling.bands import REACH
+from cartok.scaling.crossing import crossing
+from cartok.scaling.frontier import frontier_of
+from cartok.scaling.grid import GridArm, grid_of
+from cartok.scaling.joint import JointFit, fit_joint
+from cartok.scaling.law import LawFit, fit_law
+from cartok.scaling.numbers import Interval, shown, span
+from cartok.scaling.units import FLOPS_PER_PAPER_UNIT
+
+FITTED = {"gfd": "gFD", "prior_bits_per_image": "bits/image"}
+"""Scores that laws are fitted to, with their headings. Nats a token are bits an image times
+ln 2 / T: the same law with other units."""
+
+_BEST_OF_SIZES = "the frontier of the joint form of all runs"
+_PLACES = 400  # in log compute, where draws are looked at
+
+
+@dataclass(frozen=True, eq=False)
+class ArmFit:
+    """What one tokenizer's runs say of one score: a law, or why there is none."""
+
+    arm: GridArm
+    key: str
+    runs: tuple[str, ...]
+    """Digests of those fitted."""
+    law: LawFit | None = None
+    refused: str = ""
+    """Why there is no law."""
+    method: str = ""
+    """What the law was fitted to."""
+    joint: JointFit | None = None
+    joint_refused: str = ""
+    """Why there is no joint form, where there are priors of two sizes or more."""
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where the law of one tokenizer meets that of another, in FLOPs; of gFD, less is better."""
+
+    arms: tuple[str, str]
+    within: tuple[float, float]
+    """The compute that both have seen."""
+    flops: float | None
+    """Also up to ten times beyond ``within``; none if they do not cross there."""
+    interval: Interval | None
+    """Over the refits that cross."""
+    share: float
+    """Of refits that cross."""
+    below: str
+    """Which is better below the crossing; without one, at the low end of ``within``."""
+    above: str
+    sure_low: float
+    """The share of refits that put the same one first at the low end of ``within``."""
+    sure_high: float
+
+    @property
+    def is_seen(self) -> bool:
+        """True if they cross where both have runs."""
+        return self.flops is not None and self.within[0] <= self.flops <= self.within[1]
+
+    @property
+    def words(self) -> str:
+        """A sentence."""
+        one, other = self.arms
+        low, high = map(shown, self.within)
+        if self.flops is None or self.interval is None:
+            return (
+                f"{self.below} is better than {other if self.below == one else one} from {low} to "
+                f"{high} FLOPs, all that both have seen ({self.sure_low:.0%} of refits agree at "
+                f"the low end, {self.sure_high:.0%} at the high one)."
+            )
+        where = "" if self.is_seen else ", which is beyond what both have seen"
+        return (
+            f"{self.below} is better below {shown(self.flops)} FLOPs and {self.above} above"
+            f"{where}; {self.share:.0%} of refits cross, 90 % of those in {span(self.interval)}."
+        )
+
+
+def fits_of(study: dict[str, Any], key: str) -> list[ArmFit]:
+    """Every tokenizer's law of a score, or the refusal in its place.
+
+    Draws of different tokenizers are independent of each other.
+    """
+    return [_fit(arm, key, place) for place, arm in enumerate(grid_of(study))]
+
+
+def crossings_of(fits: list[ArmFit]) -> list[Crossing]:
+    """Every pair of laws that have seen some compute in common."""
+    laws = {fit.arm.name: fit.law for fit in fits if fit.law is not None}
+    found = (_crossing(names, laws[names[0]], laws[names[1]]) for names in combinations(laws, 2))
+    return [each for each in found if each is not None]
+
+
+def laws_of(study: dict[str, Any]) -> dict[str, Any]:
+    """Points, laws and crossings of a grid study, as ``study.json`` keeps them.
+
+    In place of a law that the runs do not bear stands ``refused``, why in words.
+    """
+    by_key = {key: fits_of(study, key) for key in FITTED}
+    arms = {
+        arm.name: {
+            "tokens_per_picture": arm.tokens,
+            "codes": arm.codes,
+            "rfd": arm.rfd,
+            "points": [asdict(point) | {"scores": _fitted(point.scores)} for point in arm.points],
+            "laws": {key: _law_json(fits[place]) for key, fits in by_key.items()},
+        }
+        for place, arm in enumerate(grid_of(study))
+    }
+    return {
+        "compute": "FLOPs of the prior's training, strictly counted",
+        "flops_per_paper_unit": FLOPS_PER_PAPER_UNIT,
+        "arms": arms,
+        "crossings": [_crossing_json(found) for found in crossings_of(by_key["gfd"])],
+    }
+
+
+def _fit(arm: GridArm, key: str, seed: int) -> ArmFit:
+    points = [point for point in arm.points if point.scores.get(key, 0) > 0]
+    compute = [point.flops for point in points]
+    scores = [point.scores[key] for point in points]
+    about: dict[str, Any] = {"arm": arm, "key": key}
+    if not points:
+        return ArmFit(**about, runs=(), refused="no run of it has finished with this score")
+    runs, method, joint_refused = tuple(point.run for point in points), "all its runs", ""
+    if len(arm.sizes) > 1:
+        parameters = [point.parameters for point in points]
+        pictures = [point.pictures for point in points]
+        cost = np.mean(np.array(compute) / parameters / pictures)
+        try:
+            joint = fit_joint(
+                parameters, pictures, scores, "images", flops_per_item=float(cost), seed=seed
+            )
+            return ArmFit(**about, runs=runs, law=joint.frontier, method=_BEST_OF_SIZES,
+                          joint=joint)  # fmt: skip
+        except UserError as error:
+            joint_refused = str(error)
+        places = frontier_of(compute, scores)
+        runs = tuple(points[place].run for place in places)
+        compute, scores = ([values[place] for place in places] for values in (compute, scores))
+        method = "the runs on the frontier, which noise makes too good"
+    try:
+        law = fit_law(compute, scores, seed=seed)
+    except UserError as error:
+        return ArmFit(**about, runs=runs, refused=str(error), joint_refused=joint_refused)
+    return ArmFit(**about, runs=runs, law=law, method=method, joint_refused=joint_refused)
+
+
+def _crossing(names: tuple[str, str], one: LawFit, other: LawFit) -> Crossing | None:
+    seen = (one.compute_seen, other.compute_seen)
+    low, high = max(span[0] for span in seen), min(span[1] for span in seen)
+    if low >= high:
+        return None
+    laws = one.law, other.law
+    found = crossing(*laws, (low, high)) or crossing(*laws, (low / REACH, high * REACH))
+
+    def first_at(compute: float) -> str:
+        return names[laws[0].score_at(compute) > laws[1].score_at(compute)]
+
+    edges = (low, high) if found is None else (found / 1.01, found * 1.01)
+    places = np.linspace(math.log(low / REACH), math.log(high * REACH), _PLACES)
+    gaps = _scores(one.draws, places) - _scores(other.draws, places)
+    turns = np.sign(gaps[:, :-1]) * np.sign(gaps[:, 1:]) < 0
+    cross = turns.any(axis=1)
+    last = _PLACES - 2 - np.argmax(turns[:, ::-1], axis=1)
+    at = np.exp((places[last] + places[last + 1]) / 2)[cross]
+    ends = np.log([low, high])
+    wins = _scores(one.draws, ends) < _scores(other.draws, ends)
+    lead = [first_at(end) == names[0] for end in (low, high)]
+    sure = [float((wins[:, side] == lead[side]).mean()) for side in (0, 1)]
+    return Crossing(
+        arms=names, within=(low, high), flops=found,
+        interval=_middle(at) if found and len(at) else None,
+        share=float(cross.mean()), below=first_at(edges[0]), above=first_at(edges[1]),
+        sure_low=sure[0], sure_high=sure[1],
+    )  # fmt: skip
+
+
+def _scores(draws: np.ndarray, log_compute: np.ndarray) -> np.ndarray:
+    """Scores (draws, places) of laws (draws, 3)."""
+    l_min, alpha, intercept = (column[:, None] for column in draws.T)
+    return l_min + np.exp(intercept + alpha * log_compute)
+
+
+def _middle(values: np.ndarray) -> Interval:
+    low, high = np.quantile(values, (0.05, 0.95))
+    return Interval(float(low), float(high), f"90% of {len(values)} refits that cross")
+
+
+def _fitted(scores: dict[str, Any]) -> dict[str, Any]:
+    return {key: scores[key] for key in FITTED if key in scores}
+
+
+def _law_json(fit: ArmFit) -> dict[str, Any]:
+    plain: dict[str, Any] = {"runs": list(fit.runs)}
+    if fit.joint is not None:
+        law = fit.joint.law
+        plain["joint"] = {
+            name: {"value": getattr(law, name), "interval": _ends(fit.joint.interval(name))}
+            for name in ("l_min", "log_a", "log_b", "a", "b")
+        } | {"items": "pictures", "r2": _finite(fit.joint.r2)}
+    elif fit.joint_refused:
+        plain["joint"] = {"refused": fit.joint_refused}
+    if fit.law is None:
+        return plain | {"refused": fit.refused}
+    return plain | {
+        "fitted_to": fit.method,
+        **{
+            name: {"value": getattr(fit.law.law, name), "interval": _ends(fit.law.interval(name))}
+            for name in ("l_min", "alpha", "intercept")
+        },
+        "r2": _finite(fit.law.r2),
+        "compute_seen": list(fit.law.compute_seen),
+        "warnings": list(fit.law.warnings),
+    }
+
+
+def _crossing_json(found: Crossing) -> dict[str, Any]:
+    plain = asdict(found) | {"words": found.words}
+    ends = None if found.interval is None else _ends(found.interval)
+    return plain | {"arms": list(found.arms), "within": list(found.within), "interval": ends}
+
+
+def _ends(interval: Interval) -> list[float]:
+    return [float(interval.low), float(interval.high)]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
