@@ -35,6 +35,7 @@ VERBS = (
     Verb("score", "how far pictures are from reference pictures", on_ranks=True),
     Verb("probe", "tokenizers compared by the same small prior, before a large one is trained"),
     Verb("study", "many small trainings that answer one question of the paper"),
+    Verb("plan", "what to train under a budget, by the laws of a study"),
     Verb("doctor", "what is wrong with a stage-1 run, and what to change"),
     Verb(
         "bench",

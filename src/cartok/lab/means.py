@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cartok.lab.inputs import Scores
-from cartok.scaling.numbers import Cell, students
+from cartok.scaling.numbers import Cell, aligned, students
 from cartok.tokenizer.doctor import Measures, gaming_of, measures_of
 
 LEVEL = 0.9
@@ -115,17 +115,6 @@ def tables_of(arms: list[ArmMeans]) -> list[str]:
     losses = {name: f"loss_{name}" for name in LOSSES}
     losses = {n: k for n, k in losses.items() if any(k in arm.scores for arm in arms)}
     return [_table(arms, columns) for columns in (SCORES, losses) if columns]
-
-
-def aligned(rows: list[list[str]], left: int = 1) -> str:
-    """Rows of cells as text: so many columns to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    turned = [str.ljust] * left + [str.rjust] * (len(widths) - left)
-    lines = (
-        "  ".join(turn(cell, width) for turn, cell, width in zip(turned, row, widths, strict=True))
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _table(arms: list[ArmMeans], columns: dict[str, str]) -> str:

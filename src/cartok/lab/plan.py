@@ -8,11 +8,10 @@ import torch
 from cartok.core.parallel import World
 from cartok.data.images import open_splits
 from cartok.data.pictures import Pictures
-from cartok.lab.means import aligned
 from cartok.lab.records import StudyRun, record_of, runs_of
 from cartok.prior.model import PriorConfig, flops_per_token
 from cartok.recipes.arms import StudyConfig
-from cartok.scaling.numbers import shown
+from cartok.scaling.numbers import aligned, shown
 from cartok.tokenizer.train import TokenizerJob
 
 

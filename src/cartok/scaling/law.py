@@ -91,6 +91,11 @@ class LawFit:
         """Where 90 % of studies like this one would find a parameter."""
         return interval_of(self.draws[:, ("l_min", "alpha", "intercept").index(parameter)])
 
+    def drawn_scores(self, compute: np.ndarray) -> np.ndarray:
+        """Scores (draws, points) at some computes."""
+        l_min, alpha, intercept = (column[:, None] for column in self.draws.T)
+        return l_min + np.exp(intercept + alpha * np.log(compute))
+
     def prediction_at(self, compute: Number) -> Prediction:
         """The score at some compute, with its interval.
 
@@ -99,8 +104,7 @@ class LawFit:
         """
         rule = f"add a run near {shown(compute)} first"
         beyond = is_extrapolated("compute", compute, self.compute_seen, rule)
-        l_min, alpha, intercept = self.draws.T
-        scores = l_min + np.exp(intercept + alpha * math.log(compute))
+        scores = self.drawn_scores(np.array([compute], dtype=float))[:, 0]
         return Prediction(self.law.score_at(compute), interval_of(scores), beyond)
 
 

@@ -12,40 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from cartok.core.errors import UserError
+from cartok.scaling.arm_fits import FITTED, ArmFit, fits_of
 from cartok.scaling.bands import REACH
 from cartok.scaling.crossing import crossing
-from cartok.scaling.frontier import frontier_of
-from cartok.scaling.grid import GridArm, grid_of
-from cartok.scaling.joint import JointFit, fit_joint
-from cartok.scaling.law import LawFit, fit_law
+from cartok.scaling.grid import grid_of
+from cartok.scaling.law import LawFit
 from cartok.scaling.numbers import Interval, shown, span
 from cartok.scaling.units import FLOPS_PER_PAPER_UNIT
 
-FITTED = {"gfd": "gFD", "prior_bits_per_image": "bits/image"}
-"""Scores that laws are fitted to, with their headings. Nats a token are bits an image times
-ln 2 / T: the same law with other units."""
-
-_BEST_OF_SIZES = "the frontier of the joint form of all runs"
 _PLACES = 400  # in log compute, where draws are looked at
-
-
-@dataclass(frozen=True, eq=False)
-class ArmFit:
-    """What one tokenizer's runs say of one score: a law, or why there is none."""
-
-    arm: GridArm
-    key: str
-    runs: tuple[str, ...]
-    """Digests of those fitted."""
-    law: LawFit | None = None
-    refused: str = ""
-    """Why there is no law."""
-    method: str = ""
-    """What the law was fitted to."""
-    joint: JointFit | None = None
-    joint_refused: str = ""
-    """Why there is no joint form, where there are priors of two sizes or more."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +66,6 @@ class Crossing:
         )
 
 
-def fits_of(study: dict[str, Any], key: str) -> list[ArmFit]:
-    """Every tokenizer's law of a score, or the refusal in its place.
-
-    Draws of different tokenizers are independent of each other.
-    """
-    return [_fit(arm, key, place) for place, arm in enumerate(grid_of(study))]
-
-
 def crossings_of(fits: list[ArmFit]) -> list[Crossing]:
     """Every pair of laws that have seen some compute in common."""
     laws = {fit.arm.name: fit.law for fit in fits if fit.law is not None}
@@ -130,37 +97,6 @@ def laws_of(study: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fit(arm: GridArm, key: str, seed: int) -> ArmFit:
-    points = [point for point in arm.points if point.scores.get(key, 0) > 0]
-    compute = [point.flops for point in points]
-    scores = [point.scores[key] for point in points]
-    about: dict[str, Any] = {"arm": arm, "key": key}
-    if not points:
-        return ArmFit(**about, runs=(), refused="no run of it has finished with this score")
-    runs, method, joint_refused = tuple(point.run for point in points), "all its runs", ""
-    if len(arm.sizes) > 1:
-        parameters = [point.parameters for point in points]
-        pictures = [point.pictures for point in points]
-        cost = np.mean(np.array(compute) / parameters / pictures)
-        try:
-            joint = fit_joint(
-                parameters, pictures, scores, "images", flops_per_item=float(cost), seed=seed
-            )
-            return ArmFit(**about, runs=runs, law=joint.frontier, method=_BEST_OF_SIZES,
-                          joint=joint)  # fmt: skip
-        except UserError as error:
-            joint_refused = str(error)
-        places = frontier_of(compute, scores)
-        runs = tuple(points[place].run for place in places)
-        compute, scores = ([values[place] for place in places] for values in (compute, scores))
-        method = "the runs on the frontier, which noise makes too good"
-    try:
-        law = fit_law(compute, scores, seed=seed)
-    except UserError as error:
-        return ArmFit(**about, runs=runs, refused=str(error), joint_refused=joint_refused)
-    return ArmFit(**about, runs=runs, law=law, method=method, joint_refused=joint_refused)
-
-
 def _crossing(names: tuple[str, str], one: LawFit, other: LawFit) -> Crossing | None:
     seen = (one.compute_seen, other.compute_seen)
     low, high = max(span[0] for span in seen), min(span[1] for span in seen)
@@ -173,14 +109,14 @@ def _crossing(names: tuple[str, str], one: LawFit, other: LawFit) -> Crossing | 
         return names[laws[0].score_at(compute) > laws[1].score_at(compute)]
 
     edges = (low, high) if found is None else (found / 1.01, found * 1.01)
-    places = np.linspace(math.log(low / REACH), math.log(high * REACH), _PLACES)
-    gaps = _scores(one.draws, places) - _scores(other.draws, places)
+    places = np.geomspace(low / REACH, high * REACH, _PLACES)
+    gaps = one.drawn_scores(places) - other.drawn_scores(places)
     turns = np.sign(gaps[:, :-1]) * np.sign(gaps[:, 1:]) < 0
     cross = turns.any(axis=1)
     last = _PLACES - 2 - np.argmax(turns[:, ::-1], axis=1)
-    at = np.exp((places[last] + places[last + 1]) / 2)[cross]
-    ends = np.log([low, high])
-    wins = _scores(one.draws, ends) < _scores(other.draws, ends)
+    at = np.sqrt(places[last] * places[last + 1])[cross]
+    ends = np.array([low, high])
+    wins = one.drawn_scores(ends) < other.drawn_scores(ends)
     lead = [first_at(end) == names[0] for end in (low, high)]
     sure = [float((wins[:, side] == lead[side]).mean()) for side in (0, 1)]
     return Crossing(
@@ -189,12 +125,6 @@ def _crossing(names: tuple[str, str], one: LawFit, other: LawFit) -> Crossing | 
         share=float(cross.mean()), below=first_at(edges[0]), above=first_at(edges[1]),
         sure_low=sure[0], sure_high=sure[1],
     )  # fmt: skip
-
-
-def _scores(draws: np.ndarray, log_compute: np.ndarray) -> np.ndarray:
-    """Scores (draws, places) of laws (draws, 3)."""
-    l_min, alpha, intercept = (column[:, None] for column in draws.T)
-    return l_min + np.exp(intercept + alpha * log_compute)
 
 
 def _middle(values: np.ndarray) -> Interval:

@@ -1,4 +1,4 @@
-"""A number with its interval, and how both are written."""
+"""A number with its interval, and how both are written, alone and as a table."""
 
 import math
 import statistics
@@ -92,6 +92,17 @@ def signed(value: Number) -> str:
 def span(interval: Interval) -> str:
     """An interval in brackets."""
     return f"[{shown(interval.low)}, {shown(interval.high)}]"
+
+
+def aligned(rows: list[list[str]], left: int = 1) -> str:
+    """Rows of cells as text: so many columns to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    turned = [str.ljust] * left + [str.rjust] * (len(widths) - left)
+    lines = (
+        "  ".join(turn(cell, width) for turn, cell, width in zip(turned, row, widths, strict=True))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
 
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

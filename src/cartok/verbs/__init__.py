@@ -6,10 +6,10 @@ Each takes the arguments after its name and prints its answer; progress goes to 
 from cartok.verbs.benches import bench
 from cartok.verbs.imports import import_
 from cartok.verbs.probes import probe
-from cartok.verbs.questions import doctor, guide, inspect, recipes, report, sample
+from cartok.verbs.questions import doctor, guide, inspect, plan, recipes, report, sample
 from cartok.verbs.scores import score
 from cartok.verbs.trainings import demo, extract, resume, study, train_prior, train_tokenizer
 
-__all__ = ["bench", "demo", "doctor", "extract", "guide", "import_", "inspect", "probe", "recipes",
-           "report", "resume", "sample", "score", "study", "train_prior",
+__all__ = ["bench", "demo", "doctor", "extract", "guide", "import_", "inspect", "plan", "probe",
+           "recipes", "report", "resume", "sample", "score", "study", "train_prior",
            "train_tokenizer"]  # fmt: skip

@@ -218,3 +218,39 @@ def report(arguments: list[str]) -> None:
         folder: First[Path]
 
     print(write_report(parse(Report, arguments, "report").folder))
+
+
+def plan(arguments: list[str]) -> None:
+    """Says what to train under a budget."""
+    from cartok.core.files import read_json, refuse_unwritable, write_json
+    from cartok.scaling.numbers import aligned
+    from cartok.scaling.planner import plan_under, rows_of, sentences_of
+    from cartok.scaling.study import check_study
+
+    @dataclass(frozen=True)
+    class Plan:
+        """The tokenizer, prior and steps that a grid study's laws find best under a budget.
+
+        Needs no GPU, and nothing of the study but its study.json.
+        """
+
+        study: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+        """A grid study's, such as that of cartok study cifar-tradeoff."""
+        budget: str
+        """For the prior's training: 3e18flop, 3e18paper (the paper's axes), or 2gpuh."""
+        device_flops: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+        """What the device does in a second, measured; that of the study, if nothing is given."""
+        json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+        """Also write the plan to this file."""
+
+    chosen = parse(Plan, arguments, "plan")
+    if chosen.json is not None:
+        refuse_unwritable(chosen.json)
+    path = chosen.study / "study.json"
+    found = check_study(read_json(path, "a study"), str(path))
+    made = plan_under(found, chosen.budget, chosen.device_flops)
+    if chosen.json is not None:
+        write_json(chosen.json, made.to_json())
+    print(f"{aligned(rows_of(made))}\n")
+    for sentence in sentences_of(made):
+        print(sentence)

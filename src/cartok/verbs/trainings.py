@@ -31,7 +31,7 @@ def demo(arguments: list[str]) -> None:
 def study(arguments: list[str]) -> int:
     """Runs a study, or says what it would cost; 1 if every run of it has failed."""
     from cartok.core.files import read_json
-    from cartok.lab.means import aligned, tables_of
+    from cartok.lab.means import tables_of
     from cartok.lab.plan import plan_of
     from cartok.lab.records import why_none_counts
     from cartok.lab.study import StudyLaunch, refuse_folder, run_study
@@ -39,6 +39,7 @@ def study(arguments: list[str]) -> int:
     from cartok.recipes.arms import adapted
     from cartok.recipes.study import STUDIES
     from cartok.scaling.claim import claims_lines, claims_of, pairs_of
+    from cartok.scaling.numbers import aligned
 
     @dataclass(frozen=True)
     class Study:

@@ -1,0 +1,99 @@
+"""What the runs of one tokenizer of a grid study say of a score: a law, or why there is none."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cartok.core.errors import UserError
+from cartok.scaling.frontier import frontier_of
+from cartok.scaling.grid import GridArm, grid_of
+from cartok.scaling.joint import JointFit, fit_joint
+from cartok.scaling.law import LawFit, fit_law
+from cartok.scaling.numbers import Number
+
+FITTED = {"gfd": "gFD", "prior_bits_per_image": "bits/image"}
+"""Scores that laws are fitted to, with their headings. Nats a token are bits an image times
+ln 2 / T: the same law with other units."""
+
+_BEST_OF_SIZES = "the frontier of the joint form of all runs"
+
+
+@dataclass(frozen=True, eq=False)
+class ArmFit:
+    """What one tokenizer's runs say of one score: a law, or why there is none."""
+
+    arm: GridArm
+    key: str
+    runs: tuple[str, ...]
+    """Digests of those fitted."""
+    law: LawFit | None = None
+    refused: str = ""
+    """Why there is no law."""
+    method: str = ""
+    """What the law was fitted to."""
+    joint: JointFit | None = None
+    joint_refused: str = ""
+    """Why there is no joint form, where there are priors of two sizes or more."""
+
+    def drawn_scores(self, flops: float) -> np.ndarray:
+        """The score at some compute, by draw; there must be a law."""
+        assert self.law is not None, self.refused
+        return self.law.drawn_scores(np.array([flops]))[:, 0]
+
+    def drawn_scores_of(self, parameters: Number, pictures: Number, flops: float) -> np.ndarray:
+        """The score of a run, by draw: by the joint form if there is one, which tells sizes."""
+        if self.joint is None:
+            return self.drawn_scores(flops)
+        l_min, log_a, log_b, a, b = self.joint.draws.T
+        scores = l_min + np.exp(log_a - a * math.log(parameters))
+        return scores + np.exp(log_b - b * math.log(pictures))
+
+    @property
+    def noise(self) -> float:
+        """The variance of a run's log score around what was fitted."""
+        assert self.law is not None, self.refused
+        residuals, spent = (
+            (self.law.residuals, 3) if self.joint is None else (self.joint.residuals, 5)
+        )
+        return float((residuals**2).sum() / max(1, len(residuals) - spent))
+
+
+def fits_of(study: dict[str, Any], key: str) -> list[ArmFit]:
+    """Every tokenizer's law of a score, or the refusal in its place.
+
+    Draws of different tokenizers are independent of each other.
+    """
+    return [_fit(arm, key, place) for place, arm in enumerate(grid_of(study))]
+
+
+def _fit(arm: GridArm, key: str, seed: int) -> ArmFit:
+    points = [point for point in arm.points if point.scores.get(key, 0) > 0]
+    compute = [point.flops for point in points]
+    scores = [point.scores[key] for point in points]
+    about: dict[str, Any] = {"arm": arm, "key": key}
+    if not points:
+        return ArmFit(**about, runs=(), refused="no run of it has finished with this score")
+    runs, method, joint_refused = tuple(point.run for point in points), "all its runs", ""
+    if len(arm.sizes) > 1:
+        parameters = [point.parameters for point in points]
+        pictures = [point.pictures for point in points]
+        cost = np.mean(np.array(compute) / parameters / pictures)
+        try:
+            joint = fit_joint(
+                parameters, pictures, scores, "images", flops_per_item=float(cost), seed=seed
+            )
+            return ArmFit(**about, runs=runs, law=joint.frontier, method=_BEST_OF_SIZES,
+                          joint=joint)  # fmt: skip
+        except UserError as error:
+            joint_refused = str(error)
+        places = frontier_of(compute, scores)
+        runs = tuple(points[place].run for place in places)
+        compute, scores = ([values[place] for place in places] for values in (compute, scores))
+        method = "the runs on the frontier, which noise makes too good"
+    try:
+        law = fit_law(compute, scores, seed=seed)
+    except UserError as error:
+        return ArmFit(**about, runs=runs, refused=str(error), joint_refused=joint_refused)
+    return ArmFit(**about, runs=runs, law=law, method=method, joint_refused=joint_refused)
