@@ -1,36 +1,21 @@
-"""Charts as inline SVG: small, deterministic, and coloured by the page.
+"""Charts as inline SVG: lines, planes, maps, intervals. Nothing here knows what one is about."""
 
-Colours are CSS variables of the page (``page/report.css``), so that one chart serves a light, a
-dark and a printed page. Text stays text. Nothing here knows what a chart is about.
-"""
-
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy import array
 
+from cartok.scaling.canvas import DASHES, INK, PLAIN, RULE, TONES, axes_of, style_of, svg_of
 from cartok.scaling.numbers import Number
 
 Points = Sequence[Sequence[Number]]
 """[[x, y], ...]"""
-
-INK, RULE = "#010203", "#040506"
-TONES = tuple(f"#0{i}0a0b" for i in range(7))
-"""Stand-ins that matplotlib accepts; ``_svg`` replaces them by the page's variables."""
-
-DASHES = ((0, (4, 2)), "-", (0, (1, 1.5)), (0, (6, 2, 1, 2)))
-"""Series 0, the baseline, is dashed and series 1, the causal one, solid. With the seven colours, 28
-lines can be told apart."""
 
 DIVERGING = ("#0072B2", "#9CC9E3", "#EDEDED", "#F0B48A", "#D55E00")
 """Below 0, 0, above 0; Okabe and Ito's blue and vermillion."""
@@ -97,13 +82,13 @@ def plane_chart(
 
     Bars span the intervals of named dots that have some.
     """
-    figure, axes = _axes(5.4, 3.4 if len(lines) < 8 else 4.6)
+    figure, axes = axes_of(5.4, 3.4 if len(lines) < 8 else 4.6)
     for dot in alone:
         style: dict[str, Any] = {"color": TONES[dot.tone % len(TONES)], "markersize": 3}
         axes.plot([dot.x], [dot.y], marker="o", linestyle="", markerfacecolor="none", **style)
     for line in lines:
         axes.plot(
-            [dot.x for dot in line], [dot.y for dot in line], marker="o", **_style(line[0].tone)
+            [dot.x for dot in line], [dot.y for dot in line], marker="o", **style_of(line[0].tone)
         )
         for dot in line:
             style = {"color": TONES[dot.tone % len(TONES)], "linewidth": 0.8}
@@ -116,8 +101,8 @@ def plane_chart(
     for axis, name in ((axes.xaxis, x), (axes.yaxis, y)):
         axis.set_label_text(name, color=INK)
         axis.set_major_locator(MaxNLocator(6))
-        axis.set_major_formatter(_PLAIN)
-    return _svg(figure, label)
+        axis.set_major_formatter(PLAIN)
+    return svg_of(figure, label)
 
 
 def _name(axes: Axes, dots: Sequence[Dot], others: Sequence[Dot]) -> None:
@@ -154,34 +139,34 @@ def _overlap(one: Box, other: Box) -> float:
 
 def line_chart(series: Sequence[Series], label: str) -> str:
     """Lines over steps; the vertical axis is logarithmic where values above 0 fall far."""
-    figure, axes = _axes(3.6, 2.1)
+    figure, axes = axes_of(3.6, 2.1)
     for one in series:
-        axes.plot(*_columns(one.points), **_style(one.tone))
+        axes.plot(*_columns(one.points), **style_of(one.tone))
     _scale(axes, [_columns(one.points)[1] for one in series])
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(_PLAIN)
-    return _svg(figure, label)
+    axes.xaxis.set_major_formatter(PLAIN)
+    return svg_of(figure, label)
 
 
 def position_chart(series: Sequence[Series], row_length: int, label: str) -> str:
     """Lines over token positions, with a rule where each row of the token grid begins."""
-    figure, axes = _axes(5.4, 2.2)
+    figure, axes = axes_of(5.4, 2.2)
     last = max(len(one.points) for one in series)
     for start in range(row_length, last, row_length):
         axes.axvline(start - 0.5, color=RULE, linewidth=0.6)
     for one in series:
-        axes.plot(*_columns(one.points), **_style(one.tone))
+        axes.plot(*_columns(one.points), **style_of(one.tone))
     axes.set_xlim(-0.5, last - 0.5)
     axes.set_xlabel("position, row by row")
     axes.xaxis.set_major_locator(MaxNLocator(9, integer=True, steps=[1, 2, 4, 5, 8, 10]))
-    axes.yaxis.set_major_formatter(_PLAIN)
-    return _svg(figure, label)
+    axes.yaxis.set_major_formatter(PLAIN)
+    return svg_of(figure, label)
 
 
 def heat_map(values: Sequence[Sequence[Number]], limits: tuple[Number, Number], label: str) -> str:
     """A cell per place of the token grid. Limits around 0 get diverging colours."""
-    figure, axes = _axes(2.4, 2.3)
+    figure, axes = axes_of(2.4, 2.3)
     diverging = limits[0] < 0
     colours = (
         LinearSegmentedColormap.from_list("blue to vermillion", DIVERGING)
@@ -200,9 +185,9 @@ def heat_map(values: Sequence[Sequence[Number]], limits: tuple[Number, Number], 
     assert bar.solids is not None, "a mesh has them"
     bar.solids.set_edgecolor("face")
     bar.ax.xaxis.set_major_locator(MaxNLocator(3))
-    bar.ax.xaxis.set_major_formatter(_PLAIN)
+    bar.ax.xaxis.set_major_formatter(PLAIN)
     bar.ax.tick_params(color=INK, labelcolor=INK, length=2)
-    return _svg(figure, label)
+    return svg_of(figure, label)
 
 
 def interval_chart(marks: Sequence[Mark], label: str) -> str:
@@ -213,7 +198,7 @@ def interval_chart(marks: Sequence[Mark], label: str) -> str:
         axes.plot([mark.low, mark.high], [row, row], linestyle=DASHES[mark.tone], **style)
         axes.plot([mark.low, mark.high], [row, row], linestyle="", marker="|", **style)
         axes.plot([mark.value], [row], marker="o", **style)
-    return _svg(figure, label)
+    return svg_of(figure, label)
 
 
 def pair_chart(pairs: Sequence[Pair], label: str) -> str:
@@ -225,28 +210,11 @@ def pair_chart(pairs: Sequence[Pair], label: str) -> str:
         axes.plot([pair.hollow], [row], marker="s", markerfacecolor="none", **style)
         axes.plot([pair.filled], [row], marker="o", **style)
     axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
-    return _svg(figure, label)
-
-
-_PLAIN = FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−"))
-
-
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.patch.set_visible(False)
-    figure.patch.set_visible(False)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(RULE)
-    axes.tick_params(color=RULE, labelcolor=INK, length=3)
-    axes.xaxis.label.set_color(INK)
-    axes.grid(axis="y", color=RULE, linewidth=0.5)
-    axes.set_axisbelow(True)
-    return figure, axes
+    return svg_of(figure, label)
 
 
 def _rows(names: list[str]) -> tuple[Figure, Axes]:
-    figure, axes = _axes(2.9, 0.5 + 0.28 * len(names))
+    figure, axes = axes_of(2.9, 0.5 + 0.28 * len(names))
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.spines["left"].set_visible(False)
@@ -254,21 +222,12 @@ def _rows(names: list[str]) -> tuple[Figure, Axes]:
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color=RULE, linewidth=0.5)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_formatter(_PLAIN)
+    axes.xaxis.set_major_formatter(PLAIN)
     return figure, axes
 
 
 def _columns(points: Points) -> tuple[list[Number], list[Number]]:
     return [x for x, _ in points], [y for _, y in points]
-
-
-def _style(tone: int) -> dict[str, Any]:
-    return {
-        "color": TONES[tone % len(TONES)],
-        "linestyle": DASHES[tone % len(DASHES)],
-        "linewidth": 1.6,
-        "clip_on": False,
-    }
 
 
 def _scale(axes: Axes, lines: list[list[Number]]) -> None:
@@ -280,26 +239,4 @@ def _scale(axes: Axes, lines: list[list[Number]]) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(_PLAIN)
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """The figure as one ``<svg>`` element with ``label`` read aloud in its place."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
-        FigureCanvasSVG(figure).print_svg(
-            buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
-    text = buffer.getvalue()
-    body = text[text.index(">", text.index("<svg")) + 1 :]
-    for pattern in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"(?<=<g) id=\"[^\"]*\""):
-        body = re.sub(pattern, "", body, flags=re.DOTALL)
-    width, height = 72 * figure.get_size_inches()  # in points
-    box = f"0 0 {width:g} {height:g}"
-    return f'<svg role="img" aria-label="{escape(label)}" viewBox="{box}">{_coloured(body)}'
-
-
-def _coloured(body: str) -> str:
-    for tone, stand_in in enumerate(TONES):
-        body = body.replace(stand_in, f"var(--tone-{tone})")
-    return body.replace(INK, "currentColor").replace(RULE, "var(--rule)")
+    axes.yaxis.set_major_formatter(PLAIN)

@@ -13,7 +13,8 @@ from typing import Any
 from markupsafe import Markup
 
 from cartok.core.errors import UserError
-from cartok.scaling.charts import TONES, Dot, Series, line_chart, plane_chart
+from cartok.scaling.canvas import TONES
+from cartok.scaling.charts import Dot, Series, line_chart, plane_chart
 from cartok.scaling.figures import Figure
 from cartok.scaling.numbers import Cell, Number, shown
 
