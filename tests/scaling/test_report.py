@@ -1,3 +1,6 @@
+import base64
+import csv
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -223,3 +226,20 @@ def test_a_broken_record_is_refused(tmp_path):
     (tmp_path / "record.json").write_text("[1, 2]")
     with pytest.raises(UserError, match="a record is what a run wrote"):
         write_report(tmp_path)
+
+
+def test_what_every_chart_draws_can_be_taken_along_as_a_table(page, demo):
+    charts = [svg for svg in page.all("svg") if svg.get("aria-hidden") != "true"]
+    links = [a for a in page.all("a") if "download" in a]
+    assert len(links) == len(charts)
+    tables = {
+        a["download"]: base64.b64decode(a["href"].removeprefix("data:text/csv;base64,")).decode()
+        for a in links
+    }
+    rows = list(csv.reader(io.StringIO(tables["Pixel error.csv"])))
+    assert rows[0] == ["line", "step", "codec/pixel_l2"]
+    record = json.loads((demo / "causal" / "tokenizer" / "record.json").read_text())
+    drawn = record["curves"]["codec/pixel_l2"]
+    assert [[float(x), float(y)] for name, x, y in rows[1:] if name == "causal"] == drawn
+    heat = list(csv.reader(io.StringIO(tables["causal − baseline.csv"])))
+    assert [len(row) for row in heat] == [8] * 8

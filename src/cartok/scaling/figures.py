@@ -1,5 +1,9 @@
 """Which charts a page has: from rows and records to titled figures."""
 
+import base64
+import csv
+import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +61,25 @@ class Figure:
     svg: Markup
     ends: tuple[tuple[str, int, Number], ...] = ()
     """Last value of each line: name, tone, value."""
+    csv: str = ""
+    """What is drawn, as a table."""
+
+    @property
+    def data(self) -> str:
+        """The table as an address that a page can hold."""
+        return "data:text/csv;base64," + base64.b64encode(self.csv.encode()).decode()
+
+
+def csv_of(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table as comma-separated text."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([headings, *rows] if headings else rows)
+    return text.getvalue()
+
+
+def csv_of_series(series: Sequence[Series], x: str, y: str) -> str:
+    """A row for each point of some lines."""
+    return csv_of(("line", x, y), [(one.name, *point) for one in series for point in one.points])
 
 
 @dataclass(frozen=True)
@@ -123,7 +146,9 @@ def _curve(name: str, by_line: dict[str, dict[str, list]]) -> Figure:
     ends = tuple((one.name, one.tone, one.points[-1][1]) for one in series)
     told = ", ".join(f"{line} ends at {shown(value)}" for line, _, value in ends)
     label = f"{title} over training steps ({name}): {told}."
-    return Figure(title, note, Markup(line_chart(series, label)), ends)
+    return Figure(
+        title, note, Markup(line_chart(series, label)), ends, csv_of_series(series, "step", name)
+    )
 
 
 def _intervals(row: Row) -> Figure:
@@ -136,7 +161,11 @@ def _intervals(row: Row) -> Figure:
     label = f"{row.measure.name} with 90% intervals: " + ", ".join(
         f"{m.name} {shown(m.value)} between {shown(m.low)} and {shown(m.high)}" for m in marks
     )
-    return Figure(row.measure.name, note, Markup(interval_chart(marks, f"{label}; {note}.")))
+    table = csv_of(
+        ("arm", "value", "low", "high"), [(m.name, m.value, m.low, m.high) for m in marks]
+    )
+    chart = interval_chart(marks, f"{label}; {note}.")
+    return Figure(row.measure.name, note, Markup(chart), csv=table)
 
 
 def _positions(nats: dict[str, list[Number]], grid: list[int]) -> Figure:
@@ -150,6 +179,7 @@ def _positions(nats: dict[str, list[Number]], grid: list[int]) -> Figure:
         "Prior loss at each position",
         "nats; a rule where each row of the token grid begins",
         Markup(position_chart(series, grid[1], label)),
+        csv=csv_of_series(series, "position", "nats"),
     )
 
 
@@ -174,7 +204,8 @@ def _map(
         f"Prior loss on the token grid, {title}: {shown(min(values))} to {shown(max(values))}; "
         f"first row on average {shown(_mean(rows[0]))}, last row {shown(_mean(rows[-1]))} nats."
     )
-    return Figure(title, note, Markup(heat_map(rows, limits, label)))
+    table = csv_of((), rows)
+    return Figure(title, note, Markup(heat_map(rows, limits, label)), csv=table)
 
 
 def _positions_text(nats: dict[str, list[Number]]) -> str:
@@ -199,7 +230,8 @@ def _pair(rows: Rows, filled: str, hollow: str) -> Figure:
         for tone, arm in enumerate(ARMS)
     ]
     told = ", ".join(f"{p.name} {shown(p.filled)} and {shown(p.hollow)}" for p in pairs)
-    return Figure(title, note, Markup(pair_chart(pairs, f"{title}: {told}.")))
+    table = csv_of(("arm", filled, hollow), [(p.name, p.filled, p.hollow) for p in pairs])
+    return Figure(title, note, Markup(pair_chart(pairs, f"{title}: {told}.")), csv=table)
 
 
 def _change(nats: dict[str, list[Number]]) -> list[Number]:

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from cartok.core.errors import UserError
 from cartok.scaling.charts import Dot, plane_chart
-from cartok.scaling.figures import Figure
+from cartok.scaling.figures import Figure, csv_of
 from cartok.scaling.numbers import Cell, Number, shown
 
 SHEETS = {
@@ -117,7 +117,8 @@ def manifold_figure(cells: dict[str, Cell]) -> Figure | None:
     chart = plane_chart(
         [[dot] for dot in dots], corners, "recall; coverage", "precision; density", told
     )
-    return Figure("How true, how much", words, Markup(chart))
+    table = csv_of(("what", "x", "y"), [(dot.name, dot.x, dot.y) for dot in dots])
+    return Figure("How true, how much", words, Markup(chart), csv=table)
 
 
 def _dot(name: str, x: Cell, y: Cell, tone: int) -> Dot:

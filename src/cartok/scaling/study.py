@@ -15,7 +15,7 @@ from markupsafe import Markup
 from cartok.core.errors import UserError
 from cartok.scaling.canvas import TONES
 from cartok.scaling.charts import Dot, Series, line_chart, plane_chart
-from cartok.scaling.figures import Figure
+from cartok.scaling.figures import Figure, csv_of, csv_of_series
 from cartok.scaling.numbers import Cell, Number, shown
 
 COLUMNS = {
@@ -104,7 +104,8 @@ def learning_figures(study: dict[str, Any]) -> list[Figure]:
         told = ", ".join(f"{name} ends at {shown(value)}" for name, _, value in ends)
         note = "bits/image over the prior's steps; a gap that closes was faster learning"
         chart = line_chart(series, f"{title}: {told}.")
-        figures.append(Figure(title, note, Markup(chart), ends))
+        table = csv_of_series(series, "step", "bits an image")
+        figures.append(Figure(title, note, Markup(chart), ends, table))
     return figures
 
 
@@ -161,6 +162,7 @@ def _plane(study: dict[str, Any], key: str) -> Figure | None:
     if not found:
         return None
     far = _far_from_all({name: _middle(points) for name, points in found.items()})
+    rows = [(name, *point) for name, points in found.items() for point in points]
     found = {name: points for name, points in found.items() if name not in far}
     lines = []
     for tone, family in _toned(study):
@@ -182,7 +184,7 @@ def _plane(study: dict[str, Any], key: str) -> Figure | None:
     told = ", ".join(f"{d.name} {shown(d.x)} and {shown(d.y)}" for line in lines for d in line)
     label = f"{title}: rFD and {axis} of each arm: {told}."
     chart = plane_chart([line for line in lines if line], alone, "rFD", axis, label)
-    return Figure(title, note, Markup(chart))
+    return Figure(title, note, Markup(chart), csv=csv_of(("arm", "rFD", axis), rows))
 
 
 def _far_from_all(places: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
