@@ -113,3 +113,31 @@ def _point(run: dict[str, Any]) -> Point:
 
 def _value(run: dict[str, Any], key: str) -> Number | None:
     return run.get("scores", {}).get(key, {}).get("value")
+
+
+def at_longest(study: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The costliest prior that has runs, and the grid with it alone, under its tokenizers' names.
+
+    A page shows that as it shows a study whose arms are followed by one prior.
+    """
+    points = [point for arm in grid_of(study) for point in arm.points]
+    if not points:
+        return "", study | {"runs": [], "arms": []}
+    prior = max(points, key=lambda point: point.flops).prior
+    config = study["config"]
+    steps, shape = (
+        next(point for point in points if point.prior == prior).steps,
+        prior.partition("-")[0],
+    )
+    priors = [
+        one
+        for one in config.get("priors", ())
+        if one["loop"]["steps"] == steps
+        and f"{one['transformer']['depth']}x{one['transformer']['width']}" == shape
+    ]
+    alone = {
+        what: [one | {name: arm_name(one[name])} for one in study[what]
+               if one[name].partition("@")[2] == prior]
+        for what, name in (("runs", "arm"), ("arms", "name"))
+    }  # fmt: skip
+    return prior, study | alone | {"config": config | {"priors": priors}}

@@ -78,10 +78,15 @@ def shown(value: Number) -> str:
         return f"{int(value):,}".replace("-", "−")
     if not 1e-3 <= abs(value) < 1e6:
         digits, power = f"{value:.2e}".split("e")
-        text = f"{digits} × 10{str(int(power)).translate(_RAISED)}"
+        text = f"{digits} × 10{raised(int(power))}"
     else:
         text = f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
     return text.replace("-", "−")
+
+
+def raised(power: int) -> str:
+    """An exponent as it is written above the line."""
+    return str(power).translate(_RAISED)
 
 
 def signed(value: Number) -> str:

@@ -17,6 +17,7 @@ from cartok.core.errors import UserError
 from cartok.core.files import read_json, write_text
 from cartok.scaling.claim import claims_of, claims_tables, pairs_of
 from cartok.scaling.figures import demo_figures, run_figures
+from cartok.scaling.grid import at_longest, is_grid
 from cartok.scaling.measures import ARMS, GROUPS, OTHERS, rows_of
 from cartok.scaling.numbers import shown, signed, span
 from cartok.scaling.orders import orders_of
@@ -36,6 +37,7 @@ from cartok.scaling.study import (
     rows_of_study,
     study_figures,
 )
+from cartok.scaling.tradeoff import tradeoff_of
 from cartok.scaling.verdict import gaming_sentence, verdict_of
 
 TRIED = {
@@ -140,10 +142,13 @@ def _runs_page(folder: Path, records: dict[str, dict]) -> str:
 
 
 def _study_page(path: Path) -> str:
-    study = check_study(read_json(path, "a study"), str(path))
+    whole = check_study(read_json(path, "a study"), str(path))
+    prior, study = at_longest(whole) if is_grid(whole) else ("", whole)
     large, orders = orders_of(study)
     return _environment().get_template("study.html.jinja").render(
         title=study["name"],
+        prior=prior,
+        tradeoff=tradeoff_of(whole) if is_grid(whole) else None,
         rows=rows_of_study(study),
         columns=list(COLUMNS.values()),
         warnings=study["warnings"],
@@ -152,7 +157,7 @@ def _study_page(path: Path) -> str:
         orders=orders,
         figures=study_figures(study),
         learning=learning_figures(study),
-        about=_trained_on(study) | study["provenance"] | _made_on(study["runs"]),
+        about=_trained_on(whole) | whole["provenance"] | _made_on(whole["runs"]),
         yardstick=study["config"].get("yardstick", {}),
     )  # fmt: skip
 

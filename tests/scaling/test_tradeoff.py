@@ -1,0 +1,134 @@
+"""The page of a grid study shows its laws, where they cross, and what is not borne, in words."""
+
+import base64
+import csv
+import io
+import json
+import re
+
+import pytest
+
+from cartok.scaling import paper
+from cartok.scaling.grid import at_longest
+from cartok.scaling.law import Law
+from cartok.scaling.report import write_report
+from cartok.scaling.tradeoff import paper_figure, tradeoff_of
+
+SMALL, LARGE = Law(5.0, -0.9, 32.5), Law(1.5, -0.6, 23.0)
+
+
+def at(law):
+    return lambda flops, parameters, pictures: law.score_at(flops)
+
+
+@pytest.fixture
+def crossed(grid_study):
+    return grid_study(
+        {
+            "small": (64, 64, 3.5, at(SMALL)),
+            "large": (4096, 64, 1.2, at(LARGE)),
+            "flat": (16, 64, 9.0, lambda flops, n, d: 9.0),
+        }
+    )
+
+
+@pytest.fixture
+def page(crossed, tmp_path):
+    (tmp_path / "study.json").write_text(json.dumps(crossed))
+    return write_report(tmp_path).read_text()
+
+
+def rows_of(figure):
+    return list(csv.DictReader(io.StringIO(figure.csv)))
+
+
+def test_a_figure_of_laws_holds_every_run_with_its_law(crossed):
+    gfd, bits = tradeoff_of(crossed).scores
+    assert (gfd.name, bits.name) == ("gFD", "bits/image")
+    rows = rows_of(gfd.figures[0])
+    assert [row["run"] for row in rows if row["arm"] == "small"] == [
+        run["digest"]
+        for steps in (500, 1000, 2000, 4000, 8000)
+        for run in crossed["runs"]
+        if run["arm"] == f"small@6x256-{steps}"
+    ]
+    for row in rows:
+        if row["arm"] == "flat":
+            assert row["law"] == ""
+        else:
+            assert float(row["law"]) == pytest.approx(float(row["gFD"]), rel=1e-4)
+    left = rows_of(gfd.figures[1])
+    assert {row["arm"] for row in left} == {"small", "large"}
+    assert max(abs(float(row["% off the law"])) for row in left) < 0.01
+
+
+def test_parameters_stand_in_a_table_and_a_refusal_in_place_of_a_law(crossed):
+    rows = {row.arm: row for row in tradeoff_of(crossed).scores[0].rows}
+    assert [cell.split(" ")[0] for cell in rows["large"].cells] == [
+        "1.500", "−0.6000", "23.00", "1.000", "10",
+    ]  # fmt: skip
+    assert rows["flat"].cells == ()
+    assert "scores must fall with compute" in rows["flat"].note
+
+
+def test_which_is_best_at_either_end_and_where_it_changes_is_said(crossed):
+    found = tradeoff_of(crossed)
+    assert re.search(r"FLOPs small \(in 100% .* FLOPs large \(in 100%", found.first)
+    (sentence,) = found.crossings["in the number of codes alone"]
+    assert sentence.startswith("small is better below ")
+    assert sentence.endswith("The smaller codebook wins at low compute and loses at high.")
+
+
+def test_a_table_holds_arms_by_lengths_with_the_floor_of_each(crossed):
+    found = tradeoff_of(crossed)
+    assert found.lengths == [f"6x256-{steps}" for steps in (500, 1000, 2000, 4000, 8000)]
+    small = found.rows[0]
+    assert (small.codes, small.tokens, small.rfd) == (64, 64, "3.500")
+    assert len({len(row.cells) for row in found.rows}) == 1
+    cost = 6 * 6_000_000 * 64 * 256 * 8000
+    assert float(small.cells[-1]) == pytest.approx(SMALL.score_at(cost), abs=5e-4)
+
+
+def test_the_papers_curves_stand_at_its_compute_in_a_figure_of_their_own():
+    figure = paper_figure("gFID")
+    high = paper.COMPUTE_RANGE[1]
+    ends = {name: value for name, _, value in figure.ends}
+    assert set(ends) == {name for name, fit in paper.FITS.items() if fit.metric == "gFID"}
+    for name, value in ends.items():
+        assert value == pytest.approx(paper.FITS[name].law.score_at(high))
+    last = [row for row in rows_of(figure) if row["line"] == "baseline"][-1]
+    assert float(last["FLOPs"]) == pytest.approx(256 * high)
+
+
+def test_the_page_lists_every_tokenizer_once_not_every_run(page):
+    assert 'id="trade-off"' in page
+    assert "@" not in page.partition("<body>")[2].replace("data:", "")
+    assert page.index("The trade-off") < page.index("What follows is of the costliest prior alone")
+    assert "6x256-8000" in page
+    arms = page.partition("<h2>Arms</h2>")[2].partition("</table>")[0]
+    assert len(re.findall(r'<th scope="row">', arms)) == 3
+
+
+def test_tables_of_the_page_can_be_taken_along(page):
+    found = re.findall(r'href="data:text/csv;base64,([^"]+)"', page)
+    tables = [base64.b64decode(each).decode() for each in found]
+    assert sum(table.startswith("arm,prior,seed,run,") for table in tables) == 2
+    assert page.count('<svg role="img"') == len(tables)
+    assert not re.search(r"https?://(?!www\.w3\.org|arxiv\.org)", page)
+
+
+def test_a_grid_of_which_nothing_has_finished_has_a_page(crossed, tmp_path):
+    for run in crossed["runs"]:
+        run |= {"status": "waiting", "scores": {}}
+    (tmp_path / "study.json").write_text(json.dumps(crossed))
+    assert "no run of it has finished" in write_report(tmp_path).read_text()
+
+
+def test_the_longest_prior_alone_is_a_study_under_its_tokenizers_names(crossed):
+    prior, study = at_longest(crossed)
+    assert prior == "6x256-8000"
+    assert {run["arm"] for run in study["runs"]} == {"small", "large", "flat"}
+    assert len(study["runs"]) == 6
+    assert [one["loop"]["steps"] for one in study["config"]["priors"]] == [8000]
+    assert [arm["name"] for arm in study["arms"]] == ["small", "large", "flat"]
+    assert crossed["runs"][0]["arm"] == "small@6x256-500"
