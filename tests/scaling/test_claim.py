@@ -215,3 +215,25 @@ def test_a_curve_stays_between_its_neighbours_and_goes_through_its_points(points
     if value is not None:
         assert min(ys) - 1e-9 <= value <= max(ys) + 1e-9
     assert at_rfd(points, points[0][0]) == pytest.approx(points[0][1], abs=1e-6)
+
+
+def test_an_arm_shown_more_pixels_is_not_on_the_curve_over_codebook_sizes():
+    arms = {
+        name: {"name": name, "pixels": pixels, "tokenizer": {
+            "model": {"quantizer": {"kind": "vq", "codebook_size": codes}},
+            "causal": {"weight": weight}}}
+        for name, codes, pixels, weight in (
+            ("few", 64, 0, 0.0), ("many", 512, 0, 0.0), ("larger", 512, 48, 0.0),
+            ("causal", 512, 0, 4.0))
+    }  # fmt: skip
+    numbers = {"few": (9.0, 30.0), "many": (5.0, 20.0), "larger": (6.0, 99.0), "causal": (5.5, 18)}
+    runs = [
+        {"arm": name, "seed": 0, "status": "finished", "scores": {
+            "rfd": {"value": rfd, "receipt": {}}, "gfd": {"value": gfd, "receipt": {}}}}
+        for name, (rfd, gfd) in numbers.items()
+    ]  # fmt: skip
+    found = claims_of({"config": {"arms": list(arms.values())}, "runs": runs})
+    (claim,) = [c for c in found if (c.arm, c.key, c.at) == ("causal", "gfd", "at equal rFD")]
+    expected = at_rfd([(5.0, 20.0), (9.0, 30.0)], 5.5)
+    assert expected is not None
+    assert claim.differences[0] == pytest.approx(18 - expected)

@@ -12,6 +12,7 @@ from cartok.scaling import paper
 from cartok.scaling.grid import at_longest
 from cartok.scaling.law import Law
 from cartok.scaling.report import write_report
+from cartok.scaling.study import rows_of_study
 from cartok.scaling.tradeoff import paper_figure, tradeoff_of
 
 SMALL, LARGE = Law(5.0, -0.9, 32.5), Law(1.5, -0.6, 23.0)
@@ -103,9 +104,10 @@ def test_the_papers_curves_stand_at_its_compute_in_a_figure_of_their_own():
 def test_the_page_lists_every_tokenizer_once_not_every_run(page):
     assert 'id="trade-off"' in page
     assert "@" not in page.partition("<body>")[2].replace("data:", "")
-    assert page.index("The trade-off") < page.index("What follows is of the costliest prior alone")
-    assert "6x256-8000" in page
-    arms = page.partition("<h2>Arms</h2>")[2].partition("</table>")[0]
+    assert page.index("The trade-off") < page.index("Planes of the costliest prior, 6x256-8000")
+    arms = page.partition("<h2>Arms with the costliest prior, 6x256-8000</h2>")[2].partition(
+        "</table>"
+    )[0]
     assert len(re.findall(r'<th scope="row">', arms)) == 3
 
 
@@ -122,6 +124,32 @@ def test_a_grid_of_which_nothing_has_finished_has_a_page(crossed, tmp_path):
         run |= {"status": "waiting", "scores": {}}
     (tmp_path / "study.json").write_text(json.dumps(crossed))
     assert "no run of it has finished" in write_report(tmp_path).read_text()
+
+
+def test_what_two_tokenizers_differ_in_heads_the_sentences_about_them(grid_study):
+    study = grid_study(
+        {
+            "codes-64": (64, 64, 3.5, at(SMALL)),
+            "codes-64-48px": (64, 144, 3.0, at(LARGE)),
+            "codes-4096": (4096, 64, 1.2, at(LARGE)),
+            "causal-64": (64, 64, 3.6, at(Law(5.0, -0.9, 32.4))),
+        }
+    )
+    study["config"]["arms"][1]["pixels"] = 48
+    study["config"]["arms"][3]["tokenizer"]["causal"]["weight"] = 4.0
+    found = {heading: len(some) for heading, some in tradeoff_of(study).crossings.items()}
+    assert found == {
+        "in the tokens of a picture alone": 1,
+        "in the number of codes alone": 1,
+        "in their training alone": 1,
+        "in several things": 3,
+    }
+
+
+def test_a_tokenizer_has_one_colour_all_over_the_page(crossed):
+    legend = {name: tone for tone, name in tradeoff_of(crossed).legend}
+    assert {row.name: row.tone for row in rows_of_study(at_longest(crossed)[1])} == legend
+    assert len(set(legend.values())) == 3
 
 
 def test_the_longest_prior_alone_is_a_study_under_its_tokenizers_names(crossed):

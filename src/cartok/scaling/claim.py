@@ -282,8 +282,9 @@ def _is_on_curve(arm: dict[str, Any], twin: dict[str, Any]) -> bool:
 
 
 def _without(arm: dict[str, Any], codes: bool = True) -> dict[str, Any]:
-    """An arm's tokenizer without its regulariser, and perhaps without its number of codes."""
-    tokenizer = json.loads(json.dumps(arm["tokenizer"]))
+    """An arm's tokenizer and the pixels it is shown, without its regulariser, and perhaps without
+    its number of codes."""
+    tokenizer = json.loads(json.dumps(arm["tokenizer"])) | {"pixels": arm.get("pixels", 0)}
     del tokenizer["causal"]
     if not codes:
         tokenizer["model"]["quantizer"].pop("codebook_size", None)

@@ -16,6 +16,7 @@ from cartok.core.errors import UserError
 from cartok.scaling.canvas import TONES
 from cartok.scaling.charts import Dot, Series, line_chart, plane_chart
 from cartok.scaling.figures import Figure, csv_of, csv_of_series
+from cartok.scaling.grid import is_grid
 from cartok.scaling.numbers import Cell, Number, shown
 
 COLUMNS = {
@@ -113,7 +114,7 @@ def families_of(study: dict[str, Any]) -> list[list[str]]:
     """Names of arms that differ in nothing but the number of codes, fewest codes first."""
     families: dict[str, list[tuple[int, str]]] = {}
     for arm in study["config"]["arms"]:
-        tokenizer = json.loads(json.dumps(arm["tokenizer"]))
+        tokenizer = json.loads(json.dumps(arm["tokenizer"])) | {"pixels": arm.get("pixels", 0)}
         codes = tokenizer["model"]["quantizer"].pop("codebook_size", 0)
         families.setdefault(json.dumps(tokenizer, sort_keys=True), []).append((codes, arm["name"]))
     return [[name for _, name in sorted(family)] for family in families.values()]
@@ -140,7 +141,12 @@ def priors_of(study: dict[str, Any]) -> list[str]:
 
 
 def _toned(study: dict[str, Any]) -> list[tuple[int, list[str]]]:
-    """Families with their tones: the first one's, which is the baseline's, comes once."""
+    """Families with their tones: the first one's, which is the baseline's, comes once.
+
+    Arms of a grid, whose laws are lines of their own, stand alone.
+    """
+    if is_grid(study):
+        return [(place, [arm["name"]]) for place, arm in enumerate(study["config"]["arms"])]
     others = len(TONES) - 1
     return [
         (1 + (place - 1) % others if place else 0, family)

@@ -273,20 +273,20 @@ def _by_difference(
     study: dict[str, Any], found: list[Crossing], arms: list[GridArm]
 ) -> dict[str, list[str]]:
     family = {name: place for place, names in enumerate(families_of(study)) for name in names}
+    tokenizers = {arm["name"]: arm["tokenizer"] for arm in study["config"]["arms"]}
     by_name = {arm.name: arm for arm in arms}
     groups: dict[str, list[str]] = {}
     for crossing in found:
         one, other = (by_name[name] for name in crossing.arms)
-        alike = family[one.name] == family[other.name]
         words, heading = crossing.words, _UNLIKE
         if one.tokens == other.tokens and one.codes == other.codes:
             heading = "in their training alone"
-        elif alike and one.tokens == other.tokens:
+        elif family[one.name] == family[other.name]:
             heading = "in the number of codes alone"
             small = min(one, other, key=lambda arm: arm.codes)
             if crossing.is_seen and crossing.below == small.name:
                 words += " The smaller codebook wins at low compute and loses at high."
-        elif alike and one.codes == other.codes:
+        elif tokenizers[one.name] == tokenizers[other.name]:
             heading = "in the tokens of a picture alone"
         groups.setdefault(heading, []).append(words)
     return groups
