@@ -31,6 +31,7 @@ KEYS = {
     "psnr_db", "rfd", "gfd", "code_usage", "code_perplexity", "next_latent_r2",
     "probe_r2_quantised", "prior_nats_per_token", "prior_bits_per_image", "seconds",
     "code_dimension", "redrawn_fd", "redrawn_kd", "redrawn_psnr_db", "redrawn_kept",
+    "unigram_bits", "position_bits", "code_skew", "bits_given_left", "bits_given_above",
 }  # fmt: skip
 
 

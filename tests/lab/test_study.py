@@ -338,6 +338,16 @@ def test_more_pixels_give_more_tokens_of_one_tokenizer_and_scores_of_one_size(
     assert len(list(tmp_path.glob("tokenizers/*/tokenizer/record.json"))) == 1
     paper = [s["prior_flops"]["receipt"]["paper_flops"] for s in (few, many)]
     assert paper[1] == pytest.approx(paper[0] * tokens[1] / tokens[0])
+    for scores, number in zip((few, many), tokens, strict=True):
+        bits = scores["prior_bits_per_image"]
+        nats = bits["receipt"]["per_position"]
+        assert len(nats) == math.prod(bits["receipt"]["grid"]) == number
+        assert sum(nats) / math.log(2) == pytest.approx(bits["value"], abs=1e-4 * number)
+        entropy = scores["unigram_bits"]["value"]
+        assert 0 < scores["position_bits"]["value"] <= entropy
+        skew = 1 - 2 ** (scores["position_bits"]["value"] - entropy)
+        assert scores["code_skew"]["value"] == pytest.approx(skew)
+        assert scores["bits_given_left"]["value"] > 0
 
 
 @pytest.mark.slow

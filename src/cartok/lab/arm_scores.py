@@ -22,6 +22,7 @@ from cartok.lab.guidance import SCAN_SEED, nearest, scan
 from cartok.lab.inputs import ArmInputs, Scores, named_scores
 from cartok.lab.one_step import redrawn
 from cartok.lab.probe import frozen_latents, probe
+from cartok.lab.token_survey import survey_tokens
 from cartok.metrics.frechet import MIN_PICTURES
 from cartok.metrics.reconstruction import psnr_db
 from cartok.metrics.suite import Featurised, featurise, score_pictures
@@ -73,7 +74,21 @@ def tokenizer_scores(arm: Arm) -> Scores:
         "code_dimension": score_of(
             held_latents.code_dimension, "participation ratio", pictures=len(held)
         ),
+        **code_scores(arm),
     }
+
+
+def code_scores(arm: Arm) -> Scores:
+    """How codes are spread over positions, and what a neighbour tells of one, in bits a token."""
+    found = survey_tokens(arm.place("tokens"))
+    counted = {"pictures": found.num_counted, "split": "train"}
+    bits = {"unigram_bits": found.unigram_bits, "position_bits": found.position_bits}
+    if found.context is not None:
+        bits["bits_given_left"] = found.context.given_before
+        bits["bits_given_above"] = found.context.given_above
+    scores = {name: score_of(value, "bits/token", **counted) for name, value in bits.items()}
+    chance = {"by_chance": found.skew_by_chance}
+    return scores | {"code_skew": score_of(found.skew, "share", **counted, **chance)}
 
 
 def prior_scores(arm: Arm, part: str) -> Scores:
@@ -83,6 +98,7 @@ def prior_scores(arm: Arm, part: str) -> Scores:
     bits = nats.sum().item() / torch.log(torch.tensor(2.0)).item()
     digest = read_manifest(arm.place("tokens")).tokenizer_digest
     receipt = {"split": "validation", "tokens_of": digest}
+    positions = [round(value, 4) for value in record["nats_per_position"]]
     # On the way, of as many pictures as the evaluation takes: what more training would bring.
     way = [
         [line["step"], line[_EVALUATED] * bits / nats.mean().item()]
@@ -91,8 +107,11 @@ def prior_scores(arm: Arm, part: str) -> Scores:
     ]
     return {
         "prior_nats_per_token": score_of(nats.mean().item(), "nats/token", **receipt),
-        "prior_bits_per_image": score_of(bits, "bits/image", **receipt, over_steps=way),
-    }
+        "prior_bits_per_image": score_of(
+            bits, "bits/image", **receipt, over_steps=way,
+            per_position=positions, grid=record["grid"],  # in nats
+        ),
+    }  # fmt: skip
 
 
 def redrawn_scores(arm: Arm, part: str, seed: int) -> Scores:

@@ -233,6 +233,14 @@ def _weight(arm: dict[str, Any]) -> Number:
     return arm["tokenizer"]["causal"]["weight"]
 
 
+def twins_of_arms(study: dict[str, Any]) -> list[tuple[str, str]]:
+    """Every regularised arm with the arm that differs from it in that alone, which comes first."""
+    arms = study["config"]["arms"]
+    bare = [arm for arm in arms if not _weight(arm)]
+    pairs = ((_twin_of(arm, bare), arm) for arm in arms if _weight(arm))
+    return [(twin["name"], arm["name"]) for twin, arm in pairs if twin is not None]
+
+
 def _twin_of(arm: dict[str, Any], bare: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The first arm without the regulariser that differs in nothing else."""
     return next((other for other in bare if _without(other) == _without(arm)), None)

@@ -89,6 +89,21 @@ GROUPS: dict[str, dict[str, Measure]] = {
         "code_perplexity": Measure(
             "Code perplexity", "How many equally frequent codes would be as diverse.", "higher"
         ),
+        "unigram_bits": Measure(
+            "Entropy of codes", "Of a token whose position and neighbours are unknown."
+        ),
+        "position_bits": Measure(
+            "Entropy at a position", "The mean over positions; low where pictures are few."
+        ),
+        "code_skew": Measure(
+            "Skew", "How far codes specialise by position; 0 where all are used alike everywhere."
+        ),
+        "bits_given_left": Measure(
+            "Bits given the left code", "Of a token when its left neighbour is known.", "lower"
+        ),
+        "bits_given_above": Measure(
+            "Bits given the upper code", "Of a token when the one above is known.", "lower"
+        ),
         "next_latent_r2": Measure(
             "R² from latents",
             "How much of the next latent a fresh probe predicts from the latents before it.",

@@ -39,6 +39,7 @@ from cartok.scaling.study import (
 )
 from cartok.scaling.tradeoff import tradeoff_of
 from cartok.scaling.verdict import gaming_sentence, verdict_of
+from cartok.scaling.why import why_of
 
 TRIED = {
     "tokens": "tokens/image", "codes": "codes", "code_usage": "share of codes used",
@@ -157,6 +158,7 @@ def _study_page(path: Path) -> str:
         orders=orders,
         figures=study_figures(study),
         learning=learning_figures(study),
+        why=why_of(study),
         about=_trained_on(whole) | whole["provenance"] | _made_on(whole["runs"]),
         yardstick=study["config"].get("yardstick", {}),
     )  # fmt: skip
