@@ -157,10 +157,10 @@ def rows_of(plan: Plan) -> list[list[str]]:
         if arm.refused:
             rows.append([arm.arm, *["-"] * 7, "left out"])
             continue
-        time = "-" if arm.seconds is None else _time(arm.seconds)
+        took = "-" if arm.seconds is None else _time(arm.seconds)
         rows.append(
             [arm.arm, str(arm.tokens), f"{arm.codes:,}", arm.size, f"{arm.steps:,}",
-             f"{shown(arm.score)} {_ends(arm)}", f"{arm.first:.0%}", time,
+             f"{shown(arm.score)} {_ends(arm)}", f"{arm.first:.0%}", took,
              "beyond the runs" if arm.extrapolated else ""]
         )  # fmt: skip
     return rows
