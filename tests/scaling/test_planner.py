@@ -117,6 +117,20 @@ def test_a_budget_beyond_the_laws_is_refused_with_the_run_that_would_bear_it(
     assert "at most 10 times beyond" in str(refused.value)
 
 
+def test_a_best_size_far_from_those_seen_is_refused_by_that_name(grid_study):
+    joint = JointLaw(1.0, 14.0, 2.0, 0.9, 0.9)  # larger priors would be far better
+    arms = {"one": (64, TOKENS, 3.5, lambda flops, n, d: joint.score_at(n, d))}
+    study = grid_study(arms, sizes={"2x32": 20_000, "2x64": 100_000, "4x64": 200_000})
+    with pytest.raises(UserError, match=r"one: .*parameters from 20,000 to 200,000.* size first"):
+        plan_under(study, "1e15flop")
+
+
+@pytest.mark.parametrize("device_flops", [0.0, -1.0, math.nan, math.inf])
+def test_a_device_that_does_nothing_is_refused(crossed, device_flops):
+    with pytest.raises(UserError, match="a device does more than 0 FLOPs"):
+        plan_under(crossed, "1e15flop", device_flops)
+
+
 def test_an_arm_without_a_law_is_left_out_and_why_is_said(grid_study):
     flat = {"flat": (16, TOKENS, 9.0, lambda flops, n, d: 9.0)}
     plan = plan_under(grid_study(ARMS | flat), "1e15flop")

@@ -91,6 +91,11 @@ def plan_under(study: dict[str, Any], budget: str, device_flops: Number | None =
         UserError: the budget is no compute, the study is no grid, or no law bears the budget.
     """
     budget_of(budget, 1.0)  # refuses what is no budget
+    if device_flops is not None and not 0 < device_flops < math.inf:
+        raise UserError(
+            f"a device does more than 0 FLOPs in a second, but {device_flops:g} came; measure it, "
+            "or leave it away"
+        )
     if not is_grid(study):
         raise UserError(
             f"a plan needs a grid of lengths or sizes, each a run of its own, but "
@@ -240,6 +245,8 @@ def _refusal(plans: list[ArmPlan], fits: list[ArmFit], budget: str) -> str:
         return laws[0][1].refused
     law, plan = max(laws, key=lambda pair: pair[0].compute_seen[1])
     low, high = law.compute_seen
+    if low / REACH <= plan.flops <= high * REACH:  # it was the size or the length that is too far
+        return f"{plan.arm}: {plan.refused}"
     arm = next(fit.arm for fit in fits if fit.law is law)
     longest = max(arm.points, key=lambda point: point.flops)
     wanted = plan.flops / REACH if plan.flops > high else plan.flops * REACH
