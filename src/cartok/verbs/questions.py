@@ -235,7 +235,7 @@ def plan(arguments: list[str]) -> None:
         """
 
         study: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-        """A grid study's, such as that of cartok study cifar-tradeoff."""
+        """A grid study's, such as that of cartok study run cifar-tradeoff."""
         budget: str
         """For the prior's training: 3e18flop, 3e18paper (the paper's axes), or 2gpuh."""
         device_flops: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
