@@ -50,8 +50,8 @@ def test_its_page_can_be_drawn(folder, tmp_path):
 
 def test_what_is_left_to_do_names_studies_arms_and_folders_that_exist():
     for entry in json.loads((EVIDENCE / "todo.json").read_text(encoding="utf-8")):
-        program, verb, name, *rest = shlex.split(entry["command"])
-        assert (program, verb) == ("cartok", "study")
+        program, verb, action, name, *rest = shlex.split(entry["command"])
+        assert (program, verb, action) == ("cartok", "study", "run")
         assert rest[-2:] == ["--out", f"docs/evidence/{name}"]
         given = rest[rest.index("--arms") + 1 : rest.index("--data")] if "--arms" in rest else []
         assert runs_of(recipe_of(STUDIES, name), tuple(given))
