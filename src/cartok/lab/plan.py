@@ -38,13 +38,14 @@ def plan_of(study: StudyConfig, out: Path, arms: tuple[str, ...] = ()) -> str:
     by_arm = {run.arm: run for run in runs}
     cost_by_arm = {name: cost_of(run, pictures) for name, run in by_arm.items()}
     costs = [cost_by_arm[run.arm] for run in runs]
+    tokenizers = {run.made_from: cost for run, cost in zip(runs, costs, strict=True)}.values()
     rows = [["run", "state", "steps", "tokenizer FLOPs", "priors FLOPs"]]
     for run, cost in zip(runs, costs, strict=True):
         status = record_of(run, out.resolve())["status"]
         rows.append([run.title, status, *_cells(cost)])
     total = Cost(
-        sum(cost.steps for cost in costs),
-        sum(cost.tokenizer_flops for cost in costs),
+        sum(cost.steps for cost in tokenizers),  # each is trained once
+        sum(cost.tokenizer_flops for cost in tokenizers),
         sum(cost.prior_flops for cost in costs),
     )
     return aligned([*rows, ["all", "", *_cells(total)]])

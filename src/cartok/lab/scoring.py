@@ -24,7 +24,7 @@ from cartok.metrics.gaussian import gaussian_of
 from cartok.metrics.numbers import METRICS
 from cartok.metrics.pairs import PAIR_METRICS, PairMetric, lpips_metric, pair_numbers, too_small
 from cartok.metrics.presets import Preset, preset_of
-from cartok.metrics.protocol import Sides, receipt_of, refuse_reference, score_sides
+from cartok.metrics.protocol import Sides, receipt_of, refuse_few, refuse_reference, score_sides
 from cartok.metrics.score import Score
 from cartok.metrics.sides import (
     Extractor,
@@ -132,7 +132,10 @@ def run_score(
     if not len(sources[0]):
         raise UserError(f"pictures are scored, but {generated} has statistics alone; name pictures")
     _refuse_size(preset, config.size)
+    _refuse_unread(preset, config)
     refuse_reference(preset, sources[1].statistics, len(sources[1]) > 0, config.indicative)
+    counts = [len(source) for source in sources if len(source)]
+    refuse_few(preset, min(counts), config.indicative)
     if config.paired:
         _refuse_unpaired(sources)
     extractor = world.first(lambda: extractor_of(preset, config, world.device))
@@ -167,7 +170,7 @@ def run_score(
         if path is not None and page is not None:
             _write(path, scores)
         if npz is not None:
-            write_npz(npz, cuts[0], sides[0].count, _statistics(sides[0]))
+            write_npz(npz, cuts[0], sides[0].count, _statistics(sides[0], preset))
         return Scored(scores, notes)
 
     return world.together(finished)
@@ -183,7 +186,7 @@ def _page(
     """Writes the page; returns the scores that are made for it."""
     nearest, more = None, {}
     ours, theirs = scored.generated.rows, scored.reference.rows
-    if "pool" in theirs:
+    if "pool" in theirs and not scored.paired:  # reconstructions are to be near their originals
         nearest, more = copies_of(ours["pool"], theirs["pool"], receipt_of(METRICS["kd"], scored))
     write_page(folder, scores | more, cuts[0].__iter__, cuts[1].__iter__, nearest, scored.paired)
     return more
@@ -241,6 +244,21 @@ def _refuse_size(preset: Preset, size: int) -> None:
         )
 
 
+def _refuse_unread(preset: Preset, config: ScoreConfig) -> None:
+    """Refuses files of weights that nobody would look at."""
+    if config.weights and preset.network == "effnet-lite0":
+        raise UserError(
+            f"--weights is for Inception or DINOv2, but {preset.name} has a network that installs "
+            "with the package; leave it away, or take another preset"
+        )
+    is_used = config.paired and "lpips" in preset.pair_metrics
+    if (config.lpips_vgg or config.lpips_heads) and not is_used:
+        raise UserError(
+            "--lpips-vgg and --lpips-heads are for LPIPS, which takes --paired and a preset of "
+            "Inception's; leave them away"
+        )
+
+
 def _side(
     cut: _Cut, extractor: Extractor, kept: Path | None, world: World, progress: Progress, words: str
 ) -> Side:
@@ -249,7 +267,8 @@ def _side(
         with progress.stage(words, len(share_of(len(source), world))) as tick:
             side = extractor.side_of(cut.share(world), kept, world, tick)
         _count_broken(source, world)
-    side = replace(side, converted=source.converted, num_skipped=len(source.skipped))
+    skipped = [fault.name for fault in source.skipped]
+    side = replace(side, converted=source.converted, skipped=skipped)
     return stored_side(side, source.statistics) if source.statistics else side
 
 
@@ -281,11 +300,17 @@ def _conversions(sides: list[Side]) -> list[str]:
             found = ", ".join(f"{count} of mode {mode}" for mode, count in side.converted.items())
             notes.append(f"{words} pictures converted to RGB, alpha on white: {found}")
         if side.num_skipped:
-            notes.append(f"warning: {side.num_skipped} {words} files are no readable pictures")
+            first = ", ".join(side.skipped[:3]) + (", ..." if side.num_skipped > 3 else "")
+            notes.append(
+                f"warning: {side.num_skipped} {words} files are no readable pictures: {first}"
+            )
     return notes
 
 
-def _statistics(side: Side) -> dict[str, Statistics]:
+def _statistics(side: Side, preset: Preset) -> dict[str, Statistics]:
+    """Of Inception's features: ADM's evaluator takes any mu and sigma for those."""
+    if preset.network != "inception":
+        return {}
     kinds = [kind for kind in ("pool", "spatial") if kind in side.rows]
     found = {kind: gaussian_of(side.rows[kind]) for kind in kinds}
     return {kind: Statistics(g.mean.numpy(), g.cov.numpy()) for kind, g in found.items()}

@@ -13,6 +13,7 @@ from scipy.stats import t as student
 from cartok.metrics.features import FirstFeatures, SecondFeatures, projection
 from cartok.metrics.frechet import (
     LEVEL,
+    MIN_PICTURES,
     PROJECTED_DIM,
     PROJECTION_SEED,
     fd_effnet64,
@@ -35,6 +36,9 @@ SHARE = "share of pictures"
 
 SHUFFLED_GAIN = 1.1
 """How much higher a shuffled Inception Score shows that pictures come class by class."""
+
+LEAST_PROJECTED = GROUPS * (PROJECTED_DIM * max(DIVISORS) // GROUPS + 1)
+"""Pictures of whose smallest part, a quarter, there are more than projected features."""
 
 Reference = SecondFeatures | Gaussian
 
@@ -63,6 +67,8 @@ class Metric:
     """``statistics``: stored ones where a preset asks for them, else pictures."""
     needs_more_than_features: bool = False
     """Whether a side needs more pictures than there are features."""
+    least: int = 1
+    """Pictures on each side below which it cannot be measured, whatever the features."""
 
 
 def frechet(name: str) -> Callable[[FirstFeatures, Reference, Preset, int], list[Number]]:
@@ -176,8 +182,8 @@ def shares(ours: FirstFeatures, theirs: SecondFeatures, preset: Preset, seed: in
 METRICS: dict[str, Metric] = {
     "fd": Metric(frechet("fd{}"), against="statistics", needs_more_than_features=True),
     "sfd": Metric(frechet("sfd{}"), "spatial", "statistics", needs_more_than_features=True),
-    "fd64": Metric(projected_frechet, against="statistics"),
-    "fd-effnet64": Metric(bootstrapped_frechet),
+    "fd64": Metric(projected_frechet, against="statistics", least=LEAST_PROJECTED),
+    "fd-effnet64": Metric(bootstrapped_frechet, least=MIN_PICTURES),
     "fd-large": Metric(large_frechet),
     "kd": Metric(kernel),
     "is": Metric(class_score, "logits", "nothing"),

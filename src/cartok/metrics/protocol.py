@@ -100,6 +100,26 @@ def refuse_reference(
             )
 
 
+def refuse_few(preset: Preset, fewest: int, indicative: bool = False) -> None:
+    """Refuses fewer pictures on a side than a preset can be measured with, before any is read.
+
+    Raises:
+        UserError: says how many it takes, and what else there is.
+    """
+    names = _names(preset, indicative)
+    least = max(METRICS[name].least for name in names)
+    if fewest >= least:
+        return
+    else_ = max(METRICS[name].least for name in preset.indicative_metrics)
+    remedy = "make more"
+    if not indicative and fewest >= else_:
+        remedy += ", or give --indicative, which measures less"
+    raise UserError(
+        f"{preset.name}{' with --indicative' if indicative else ''} needs {least} pictures or more "
+        f"on each side, but one has {fewest}; {remedy}"
+    )
+
+
 def _names(preset: Preset, indicative: bool) -> tuple[str, ...]:
     return preset.indicative_metrics if indicative else preset.metrics
 

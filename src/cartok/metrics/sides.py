@@ -38,8 +38,13 @@ class Side:
     picture_size: tuple[int, int] = (0, 0)  # height, width
     converted: dict[str, int] = field(default_factory=dict)
     """Pictures that were not RGB, by their mode."""
-    num_skipped: int = 0
-    """Files that could not be used."""
+    skipped: list[str] = field(default_factory=list)
+    """Names of files that could not be used."""
+
+    @property
+    def num_skipped(self) -> int:
+        """How many those are."""
+        return len(self.skipped)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ CODES = 1024
 
 
 def demo() -> StudyConfig:
-    """Two codebooks, and one of them at more tokens, by four lengths: minutes on two cores."""
+    """Two codebooks, and one of them at more tokens, by five lengths: minutes on two cores."""
     base = baseline_demo()
     short = replace(
         base,
