@@ -19,11 +19,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cartok.core.config import config
 from cartok.core.errors import UserError
-from cartok.core.files import read_json, staged
+from cartok.core.files import read_json
 from cartok.core.parallel import World, gpus_of, see_one_gpu
 from cartok.core.progress import Progress
 from cartok.data.images import open_splits
@@ -43,9 +41,6 @@ from cartok.lab.together import Task, run_together
 from cartok.recipes.arms import StudyConfig
 
 Work = Callable[[StudyConfig, list[StudyRun], Path, ArmInputs, Progress], None]
-
-INPUTS = "inputs.pt"
-"""What runs are scored against, while other machines are at work."""
 
 AT_ONCE_ON_GPU = 4
 """On each: a small training leaves most of a GPU idle."""
@@ -120,7 +115,7 @@ def run_study(study: StudyConfig, launch: StudyLaunch, progress: Progress) -> li
 def _run_elsewhere(
     study: StudyConfig, runs: list[StudyRun], out: Path, launch: StudyLaunch, progress: Progress
 ) -> None:
-    """First what all are scored against, in one job; then tokenizers that are shared; then runs."""
+    """First tokenizers that are shared, then runs."""
     options = options_of(launch.options)
 
     def calls(work: Work, groups: list[list[StudyRun]]) -> list[Call]:
@@ -130,29 +125,16 @@ def _run_elsewhere(
         progress.advance(WHOLE, runs[index].work, counted([record_of(r, out) for r in runs]))
 
     progress.say(f"jobs go to {launch.on}; they are cancelled when this process ends")
-    prepared = calls(prepare_in_turn, _shared_by_many(runs))
-    try:
-        call_elsewhere(launch.on, [(keep_inputs, (study, out, launch.device))], options, out)
-        call_elsewhere(launch.on, prepared, options, out)
-        each = calls(run_in_turn, [[run] for run in runs])
-        call_elsewhere(launch.on, each, options, out, ended)
-    finally:
-        (out / INPUTS).unlink(missing_ok=True)
-
-
-def keep_inputs(study: StudyConfig, out: Path, device: str) -> None:
-    """Leaves in the study's folder what its runs are scored against, for other processes."""
-    inputs = _inputs(study, World.join(device), device)
-    with staged(out / INPUTS) as temporary:
-        torch.save(inputs, temporary)
+    call_elsewhere(launch.on, calls(prepare_in_turn, _shared_by_many(runs)), options, out)
+    each = calls(run_in_turn, [[run] for run in runs])
+    call_elsewhere(launch.on, each, options, out, ended)
 
 
 def work_elsewhere(
     work: Work, study: StudyConfig, runs: list[StudyRun], out: Path, device: str
 ) -> None:
-    """In a job of its own: some runs, or tokenizers, scored against what lies in the folder."""
-    inputs = torch.load(out / INPUTS, weights_only=False)  # written by a job of this study
-    work(study, runs, out, replace(inputs, device=device), Progress())
+    """In a job of its own, which looks at the pictures to score against by itself."""
+    work(study, runs, out, _inputs(study, World.join(device), device), Progress())
 
 
 def _must_run(record: dict[str, Any], retry: bool) -> bool:
