@@ -56,7 +56,7 @@ def cost_of(run: StudyRun, pictures: Pictures) -> Cost:
     with torch.random.fork_rng([]):  # a job seeds its networks, even those without numbers
         job = TokenizerJob(run.tokenizer, pictures, World(device=torch.device("meta")))
     flops = job.flops.of(job.steps, run.tokenizer.losses) * run.tokenizer.loop.batch
-    size = run.tokenizer.view.size
+    size = run.pixels or run.tokenizer.view.size
     priors = 0.0
     for prior in run.priors:
         shape = PriorConfig(
