@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cartok.__main__ import main
 from cartok.core.config import ConfigError
 from cartok.core.errors import UserError
+from cartok.core.files import write_json
 from cartok.core.parallel import World
 from cartok.core.progress import Progress
 from cartok.data.images import open_splits
@@ -19,7 +20,7 @@ from cartok.lab import study_work
 from cartok.lab.arm import once
 from cartok.lab.inputs import ArmInputs
 from cartok.lab.plan import cost_of, plan_of
-from cartok.lab.records import runs_of, twins_of
+from cartok.lab.records import new_record, runs_of, twins_of
 from cartok.lab.study import StudyLaunch, dealt, run_study
 from cartok.recipes import Recipe, recipe_of
 from cartok.recipes import study as recipes_module
@@ -86,7 +87,12 @@ def test_a_grid_has_a_run_and_a_record_for_every_prior_and_grows_by_them(tmp_pat
     assert [run["arm"] for run in found["runs"]] == names
     assert trainings == [f"{names[i]}-s0" for i in (1, 3, 0, 2)]  # the longest first
     longer = replace(toy(), loop=replace(toy().loop, steps=40))
-    go(small_study(0, 1, apart=True, priors=(short, long, longer)), tmp_path)
+    grown = small_study(0, 1, apart=True, priors=(short, long, longer))
+    go(grown, tmp_path)
+    small = runs_of(small_study(0, 1, apart=True, priors=(short,)))
+    tokenizers = [{run.shared(tmp_path)["tokenizer"] for run in some} for some in (
+        small, runs_of(grown))]  # fmt: skip
+    assert tokenizers[0] == tokenizers[1]  # more tokens may be wanted, of tokenizers that are there
     assert trainings[4:] == ["lambda-0@2x32-40-s0", "lambda-1@2x32-40-s0"]
 
 
@@ -121,6 +127,10 @@ def test_a_tokenizer_that_fails_is_trained_once_and_fails_all_that_is_made_from_
     reasons = [run["reason"] for run in found["runs"]]
     assert reasons == ["its tokenizer failed: a loss is not finite"] * 2
     assert trainings == []
+    first, second = runs_of(study)
+    write_json(first.folder(tmp_path) / "arm.json", new_record(first, "finished", scores={}))
+    go(study, tmp_path, retry=True)  # one is left, and shares its tokenizer with no other
+    assert trainings == [second.title]
 
 
 def test_every_arm_runs_with_every_seed_and_is_told_in_the_order_given(tmp_path, trainings):
@@ -336,6 +346,9 @@ def test_more_pixels_give_more_tokens_of_one_tokenizer_and_scores_of_one_size(
     assert few["gfd"]["receipt"]["reference"] == many["gfd"]["receipt"]["reference"]
     assert few["rfd"]["value"] != many["rfd"]["value"]
     assert len(list(tmp_path.glob("tokenizers/*/tokenizer/record.json"))) == 1
+    pictures = open_splits(few_pictures, size=16)["train"]
+    for run, scores in zip(runs_of(study), (few, many), strict=True):
+        assert cost_of(run, pictures).prior_flops == scores["prior_flops"]["value"]
     paper = [s["prior_flops"]["receipt"]["paper_flops"] for s in (few, many)]
     assert paper[1] == pytest.approx(paper[0] * tokens[1] / tokens[0])
     for scores, number in zip((few, many), tokens, strict=True):

@@ -32,7 +32,9 @@ class StudyRun:
     """Of all that decides its scores: it is never run twice in one folder."""
     pixels: int
     made_from: str
-    """Names the tokenizer and its scores, which other runs may share."""
+    """Names the tokenizer, which other runs may share."""
+    tokens: str
+    """Names its tokens and their scores, likewise: by pixels, number, and what scores them."""
 
     @property
     def title(self) -> str:
@@ -52,8 +54,7 @@ class StudyRun:
     def shared(self, out: Path) -> dict[str, Path]:
         """Where its tokenizer lies, and the tokens of its size."""
         folder = out / "tokenizers" / self.made_from
-        size = self.pixels or self.tokenizer.view.size
-        return {"tokenizer": folder / "tokenizer", "tokens": folder / f"{size}px" / "tokens"}
+        return {"tokenizer": folder / "tokenizer", "tokens": folder / self.tokens / "tokens"}
 
 
 def runs_of(study: StudyConfig, arms: tuple[str, ...] = ()) -> list[StudyRun]:
@@ -219,10 +220,12 @@ def _run_of(
     if arm.pixels:  # arms had none once, and are to keep their digests
         plain["pixels"] = arm.pixels
     seen = max(prior.loop.steps * prior.loop.batch for prior in study.priors)
-    made_from = digest_of({**plain, "priors": seen, "pixels": 0})
+    made_from = digest_of({"tokenizer": plain["tokenizer"]})
+    tokens = digest_of({"seen": seen, "yardstick": plain["yardstick"]})
     return StudyRun(
         arm=name, seed=seed, tokenizer=tokenizer, priors=priors, digest=digest_of(plain),
         pixels=arm.pixels, made_from=f"{first}-s{seed}-{made_from}",
+        tokens=f"{arm.pixels or tokenizer.view.size}px-{tokens}",
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ DIR/
                                 grid's laws; alone, it is all that a study needs to go on elsewhere
   tokenizers/NAME-sSEED-DIGEST/ a tokenizer, for all runs that are made from it
     tokenizer/                  its training
-    32px/                       tokens/ at a size of pictures, and tokenizer-scores.json
+    32px-DIGEST/                tokens/ at a size of pictures, and tokenizer-scores.json
   arms/NAME-sSEED-DIGEST/       one run: an arm with one seed, and all its priors or one
     arm.json                    how it ended: finished with scores, or failed and why
     2x64/ 2x64-scores.json      a prior, and what is measured already, should it be stopped
@@ -36,7 +36,13 @@ from cartok.lab.records import (
     why_none_counts,
     write_summary,
 )
-from cartok.lab.study_work import WHOLE, counted, prepare_in_turn, run_in_turn
+from cartok.lab.study_work import (
+    WHOLE,
+    counted,
+    forget_failures,
+    prepare_in_turn,
+    run_in_turn,
+)
 from cartok.lab.together import Task, run_together
 from cartok.recipes.arms import StudyConfig
 
@@ -83,6 +89,7 @@ def run_study(study: StudyConfig, launch: StudyLaunch, progress: Progress) -> li
     refuse_folder(study, out)
     runs = runs_of(study, launch.arms)
     waiting = [run for run in runs if _must_run(record_of(run, out), launch.retry)]
+    forget_failures(waiting, out)
     progress.say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them recorded already")
     if apart := why_none_counts(study, out):
         progress.say(apart)

@@ -37,8 +37,7 @@ def prepare_in_turn(
     base = runs[0].tokenizer
     splits = open_splits(base.data, size=base.view.size)
     for run in runs:
-        note = out / "tokenizers" / run.made_from / FAILED
-        note.unlink(missing_ok=True)
+        note = _note_of(run, out)
         arm = arm_of(run, out, inputs, splits, progress)
         name = run.made_from.rpartition("-")[0] + (f"-{run.pixels}px" if run.pixels else "")
         try:
@@ -59,6 +58,16 @@ def run_in_turn(
         progress.advance(WHOLE, run.work, counted(summary["runs"]))
 
 
+def forget_failures(runs: list[StudyRun], out: Path) -> None:
+    """Lets tokenizers that failed in an earlier try be made again."""
+    for run in runs:
+        _note_of(run, out).unlink(missing_ok=True)
+
+
+def _note_of(run: StudyRun, out: Path) -> Path:
+    return out / "tokenizers" / run.made_from / FAILED
+
+
 def counted(records: list[dict[str, Any]]) -> str:
     """How many runs have ended how, in words."""
     by = Counter(record["status"] for record in records)
@@ -70,8 +79,7 @@ def _run(run: StudyRun, out: Path, inputs: ArmInputs, splits: Splits, progress: 
     """Runs one and records how it ended."""
     folder = run.folder(out)
     try:
-        note = out / "tokenizers" / run.made_from / FAILED
-        if note.exists():
+        if (note := _note_of(run, out)).exists():
             raise UserError(f"its tokenizer failed: {note.read_text()}")
         scores = _scores(run, arm_of(run, out, inputs, splits, progress))
         made_by = provenance(World.join(inputs.device))
