@@ -1,10 +1,8 @@
-"""What ``cartok score`` does with two sources: presets, receipts, refusals, and their mutations."""
+"""What ``cartok score`` makes of two sources: presets and their mutations, names, receipts."""
 
-import io
-import json
-import tarfile
-import zipfile
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,15 +11,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cartok.__main__ import main
 from cartok.core.errors import UserError
 from cartok.core.progress import Progress
-from cartok.data.arrays import Statistics, read_statistics, write_npz
+from cartok.data.arrays import Statistics
 from cartok.frozen import DinoJudge, Weights
-from cartok.frozen.inception_v3 import Inception, InceptionFeatures
 from cartok.lab import scoring
 from cartok.lab.scoring import ScoreConfig, run_score
-from cartok.metrics import numbers, presets, protocol
+from cartok.metrics import numbers, presets
 from cartok.metrics.clean_resize import cleanly_resized
 from cartok.metrics.density_coverage import density_coverage
 from cartok.metrics.features import content_hash, projection
@@ -37,95 +33,28 @@ from cartok.metrics.presets import PRESETS
 from cartok.metrics.score import difference, interval_of, read_scores
 from cartok.metrics.sides import STORED_COUNT
 
-QUIET = Progress()
-PUBLISHED = {"precision", "recall", "density", "coverage", "fid", "fid_infinity", "sfid",
-             "sfid_infinity", "kid", "is"}  # fmt: skip
+_TOYS = Path(__file__).with_name("scoring_toys.py")
+_SPEC = importlib.util.spec_from_file_location(_TOYS.stem, _TOYS)
+toys = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(toys)
 
-
-class SmallInception(Inception):
-    """Of Inception's interface, with few features; remembers what it was shown."""
-
-    def __init__(self, dim=6, source="an address"):
-        nn.Module.__init__(self)
-        self.weights, self.tf32 = Weights("inception", "file", "abc123", source), False
-        self.widths = {"pool": dim, "spatial": 5, "logits": 4}
-        self.register_buffer("classes", torch.zeros(1))
-        self.seen = []
-
-    def forward(self, pixels):
-        self.seen.append(pixels.clone())
-        generator = torch.Generator().manual_seed(0)
-        cells = torch.nn.functional.adaptive_avg_pool2d(pixels.float(), 4).flatten(1) / 64 - 2
-        random = torch.randn(cells.shape[1], sum(self.widths.values()), generator=generator)
-        return InceptionFeatures(*(cells @ random).split([*self.widths.values()], 1))
-
-
-@pytest.fixture(autouse=True)
-def kept(monkeypatch, tmp_path):
-    """The folder that keeps features, which is nobody else's."""
-    monkeypatch.setattr(scoring, "default_folder", lambda: tmp_path / "kept")
-    return tmp_path / "kept"
-
-
-def install(monkeypatch, **options):
-    network = SmallInception(**options)
-    monkeypatch.setattr(scoring.frozen, "inception", lambda path=None: network)
-    return network
-
-
-@pytest.fixture
-def inception(monkeypatch):
-    return install(monkeypatch)
-
-
-def pictures(count, seed, size=256, spread=60):
-    """Of 8 x 8 flat squares, so that they are quick to draw and to encode."""
-    generator = np.random.default_rng(seed)
-    shade = generator.normal(128, 30, (count, 1, 1, 3))
-    small = shade + generator.normal(0, spread, (count, 8, 8, 3))
-    small = small.clip(0, 255).astype(np.uint8)
-    return small.repeat(size // 8, 1).repeat(size // 8, 2)
-
-
-def pixels_of_rows(rows):
-    return torch.from_numpy(rows).permute(0, 3, 1, 2).contiguous()
-
-
-def npz(path, rows, statistics=None):
-    write_npz(path, [pixels_of_rows(rows)], len(rows), statistics)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def rows():
-    """Generated pictures in the order of two classes, and fewer reference pictures."""
-    some = pictures(36, 0)
-    some[18:] = 255 - some[18:] // 3
-    return SimpleNamespace(generated=some, reference=pictures(30, 1, spread=40))
-
-
-@pytest.fixture(scope="module")
-def stored():
-    """Statistics of neither."""
-    generator = np.random.default_rng(5)
-    mixed = {"pool": generator.normal(size=(6, 6)), "spatial": generator.normal(size=(5, 5))}
-    return {k: Statistics(np.ones(len(m)), m @ m.T + np.eye(len(m))) for k, m in mixed.items()}
-
-
-@pytest.fixture
-def sources(rows, stored, tmp_path):
-    return (
-        npz(tmp_path / "generated.npz", rows.generated),
-        npz(tmp_path / "reference.npz", rows.reference, stored),
-    )
-
-
-def scored(sources, cache=False, **config):
-    return run_score(*sources, ScoreConfig(cache=cache, **config), "cpu", QUIET)
-
-
-def values(found):
-    return {name: score.value for name, score in found.scores.items()}
+ADM = toys.ADM
+png = toys.png
+inception = toys.inception
+install = toys.install
+kept = toys.kept
+lpips = toys.lpips
+npz = toys.npz
+pictures = toys.pictures
+pixels_of_rows = toys.pixels_of_rows
+PUBLISHED = toys.PUBLISHED
+QUIET = toys.QUIET
+rows = toys.rows
+scored = toys.scored
+SmallInception = toys.SmallInception
+sources = toys.sources
+stored = toys.stored
+values = toys.values
 
 
 # ------------------------------------------------------------------ presets, and their mutations
@@ -196,7 +125,6 @@ MUTATIONS = {
         METRICS, "fd", replace(METRICS["fd"], reads="spatial")
     ),
 }
-ADM = "adm-imagenet256"
 
 
 @pytest.mark.parametrize("what", MUTATIONS)
@@ -259,23 +187,6 @@ def the_rfid_protocol(inception, sources, folder):
     assert found.scores["lpips"].receipt["network_sha256"] == "def456"
     assert found.scores["lpips"].receipt["precision"] == "float32"
     assert found.scores["psnr_db"].receipt["precision"] == "float64"
-
-
-class SmallLpips:
-    """Of LPIPS's interface: the mean absolute difference."""
-
-    weights = Weights("vgg16", "file", "def456", "an address")
-
-    def to(self, device):
-        return self
-
-    def __call__(self, image, target):
-        return (image - target).abs().mean((1, 2, 3))
-
-
-@pytest.fixture
-def lpips(monkeypatch):
-    monkeypatch.setattr(scoring.frozen, "teacher", lambda name, *paths: SmallLpips())
 
 
 def test_rfid_cuts_photographs_as_the_adm_programs_do_and_no_other_crop_passes(
@@ -510,289 +421,3 @@ def test_a_second_reading_says_what_it_is_for(inception, sources):
         run_score(*sources, ScoreConfig(preset=ADM), "cpu", Progress(sink=sink))
         heard.append([tick for tick in sink.ticks if tick[0].startswith("generated")])
     assert heard == [[("generated pictures", 36, words)] for words in ("seeing", "naming")]
-
-
-# ------------------------------------------------------------------ containers
-
-
-def png(rows):
-    buffer = io.BytesIO()
-    Image.fromarray(rows).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def in_zip(path, rows):
-    with zipfile.ZipFile(path, "w") as archive:
-        for index, picture in enumerate(rows):
-            archive.writestr(f"{index:04d}.png", png(picture))
-    return str(path)
-
-
-def in_tar(path, rows):
-    with tarfile.open(path, "w") as archive:
-        for index, picture in enumerate(rows):
-            info = tarfile.TarInfo(f"{index:04d}.png")
-            info.size = len(png(picture))
-            archive.addfile(info, io.BytesIO(png(picture)))
-    return str(path)
-
-
-def in_classes(path, rows):
-    for index, picture in enumerate(rows):
-        (path / f"{index % 3}").mkdir(parents=True, exist_ok=True)
-        (path / f"{index % 3}" / f"{index:04d}.png").write_bytes(png(picture))
-    return str(path)
-
-
-def test_the_same_pictures_in_any_container_give_the_same_scores(inception, tmp_path):
-    ours, theirs = pictures(40, 0, 64), pictures(40, 1, 64)
-    reference = npz(tmp_path / "r.npz", theirs)
-    wanted = scored((npz(tmp_path / "g.npz", ours), reference), preset="own-data").scores
-    for held in (
-        in_zip(tmp_path / "g.zip", ours),
-        in_tar(tmp_path / "g.tar", ours),
-        in_classes(tmp_path / "g", ours),
-    ):
-        assert scored((held, reference), preset="own-data").scores == wanted
-
-
-def test_what_is_written_as_npz_scores_as_what_it_was_written_from(inception, sources, tmp_path):
-    run_score(*sources, ScoreConfig(preset=ADM), "cpu", QUIET, npz=tmp_path / "again.npz")
-    assert set(read_statistics(tmp_path / "again.npz")) == {"pool", "spatial"}
-    again = (sources[1], str(tmp_path / "again.npz"))
-    stored, computed = (
-        scored(again, preset=preset).scores["fid"].value for preset in (ADM, "own-data")
-    )
-    assert stored == pytest.approx(computed, rel=1e-6)
-
-
-# ------------------------------------------------------------------ kept features
-
-
-def test_a_second_scoring_asks_the_network_nothing_and_gives_the_same_scores(
-    inception, sources, caplog
-):
-    first = scored(sources, cache=True, preset=ADM)
-    assert sum(map(len, inception.seen)) == 36 + 30
-    inception.seen.clear()
-    assert not caplog.messages
-    again = scored(sources, cache=True, preset=ADM)
-    assert not inception.seen
-    assert again == first == scored(sources, preset=ADM)
-    assert [message.split(":")[0] for message in caplog.messages] == [
-        "inception saw these 36 pictures before", "inception saw these 30 pictures before"
-    ]  # fmt: skip
-
-
-def test_pictures_that_are_resized_before_the_network_share_nothing_with_others(
-    inception, sources, kept
-):
-    plain, clean = (scored(sources, cache=True, preset=name) for name in ("own-data", "clean"))
-    assert sum(map(len, inception.seen)) == 2 * (36 + 30)
-    assert len([*kept.iterdir()]) == 4
-    assert plain.scores["kid"].value != clean.scores["kid"].value
-    assert plain.scores["kid"].receipt["generated"] == clean.scores["kid"].receipt["generated"]
-    inception.seen.clear()
-    assert scored(sources, cache=True, preset="clean") == clean
-    assert not inception.seen
-
-
-def test_presets_that_show_the_network_the_same_pictures_share_them(inception, sources):
-    scored(sources, cache=True, preset=ADM)
-    inception.seen.clear()
-    assert scored(sources, cache=True, preset="own-data") == scored(sources, preset="own-data")
-    assert sum(map(len, inception.seen)) == 36 + 30  # of the second alone
-
-
-@pytest.mark.parametrize("arguments", [[], ["--no-cache"]])
-def test_features_are_kept_unless_the_verb_is_told_not_to(
-    monkeypatch, sources, kept, capsys, arguments
-):
-    install(monkeypatch)
-    assert main(["score", *sources, "--preset", ADM, *arguments]) == 0
-    assert capsys.readouterr().out.startswith("warning: 30 pictures on one side")
-    assert (len([*kept.iterdir()]) if kept.exists() else 0) == (0 if arguments else 2)
-
-
-def test_a_damaged_file_is_told_and_its_pictures_seen_anew(inception, sources, kept, caplog):
-    first = scored(sources, cache=True, preset=ADM)
-    for path in kept.iterdir():
-        content = bytearray(path.read_bytes())
-        content[-9] ^= 1
-        path.write_bytes(content)
-    inception.seen.clear()
-    assert scored(sources, cache=True, preset=ADM) == first
-    assert sum(map(len, inception.seen)) == 36 + 30
-    assert sum("(damaged); it will be written anew" in line for line in caplog.messages) == 2
-
-
-# ------------------------------------------------------------------ pairs
-
-
-def test_pairs_are_compared_in_order_and_small_pictures_go_without_what_they_are_too_small_for(
-    inception, lpips, tmp_path
-):
-    rows = pictures(30, 0, 64)
-    sources = npz(tmp_path / "g.npz", rows), in_zip(tmp_path / "r.zip", rows)
-    found = scored(sources, preset="own-data", paired=True)
-    assert found.scores["ssim"].value == pytest.approx(1)
-    assert found.scores["lpips"].value == 0
-    assert "ms_ssim" not in found.scores
-    assert any(note.startswith("ms_ssim is left out: it needs 161") for note in found.notes)
-    turned = npz(tmp_path / "g.npz", rows[::-1].copy()), sources[1]
-    other = scored(turned, preset="own-data", paired=True).scores
-    assert other["ssim"].value < 0.9
-    assert other["rfid"].value == pytest.approx(found.scores["rfid"].value, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("option", "words"),
-    [("--lpips-vgg", "vgg16-397923af.pth must have"), ("--lpips-heads", "vgg.pth must have")],
-)
-def test_files_for_lpips_are_held_to_their_hashes(
-    inception, sources, tmp_path, capsys, option, words
-):
-    (tmp_path / "mine.pth").write_bytes(b"another")
-    arguments = ["--preset", "own-data", "--paired", option, str(tmp_path / "mine.pth")]
-    assert main(["score", sources[0], sources[0], *arguments]) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert str(tmp_path / "mine.pth") in error
-
-
-def test_pairs_of_other_numbers_are_refused(inception, lpips, sources):
-    with pytest.raises(UserError, match="there are 36 pictures and 30 references"):
-        scored(sources, preset="own-data", paired=True)
-
-
-def test_pairs_with_a_gap_are_refused(inception, lpips, tmp_path):
-    for side in ("a", "b"):
-        in_classes(tmp_path / side, pictures(210, 0, 8))
-    (tmp_path / "b/0/0003.png").write_bytes(b"broken")
-    with pytest.raises(UserError, match=r"pairs need every picture, but 0/0003.png"):
-        scored((str(tmp_path / "a"), str(tmp_path / "b")), preset="own-data", paired=True)
-
-
-# ------------------------------------------------------------------ refusals
-
-
-def test_pictures_of_another_size_than_the_presets_are_refused(inception, sources, tmp_path):
-    path = npz(tmp_path / "small.npz", pictures(4, 0, 64))
-    with pytest.raises(UserError, match="at 256 x 256 pixels, but one is 64 x 64"):
-        scored((path, sources[1]), preset=ADM)
-
-
-def test_a_preset_of_stored_statistics_refuses_a_reference_without(inception, tmp_path):
-    path = npz(tmp_path / "g.npz", pictures(8, 0))
-    with pytest.raises(UserError, match="takes mu and sigma from the reference's npz"):
-        scored((path, path), preset=ADM)
-
-
-def unread(monkeypatch):
-    monkeypatch.setattr(scoring, "_side", lambda *_: pytest.fail("pictures were read"))
-
-
-def test_a_reference_that_a_preset_cannot_use_is_refused_before_any_picture_is_read(
-    monkeypatch, sources, stored, tmp_path
-):
-    unread(monkeypatch)
-    with pytest.raises(UserError, match="takes mu and sigma from the reference's npz"):
-        scored((sources[0], sources[0]), preset=ADM)
-    np.savez(tmp_path / "pool.npz", mu=stored["pool"].mean, sigma=stored["pool"].cov)
-    alone = sources[0], str(tmp_path / "pool.npz")
-    with pytest.raises(UserError, match="statistics of spatial features from the reference's npz"):
-        scored(alone, preset=ADM)
-    for preset in ("effnet", "own-data", "clean", "in1k-val-centercrop", "dinov2"):
-        with pytest.raises(UserError, match=f"{preset} compares with the reference's pictures"):
-            scored(alone, preset=preset)
-
-
-def test_a_size_is_refused_where_pictures_are_taken_as_they_are(inception, sources):
-    with pytest.raises(UserError, match="--size is for presets that cut squares"):
-        scored(sources, preset=ADM, size=128)
-
-
-def test_an_unknown_preset_names_the_nearest(sources):
-    with pytest.raises(UserError, match="no preset 'own'; did you mean 'own-data'"):
-        scored(sources, preset="own")
-
-
-def test_other_modes_are_counted_in_a_line_and_in_the_receipt(inception, sources, tmp_path):
-    for index, rows in enumerate(pictures(24, 0, 64)):
-        mode = ["RGB", "L", "RGBA"][index % 3]
-        (tmp_path / "g").mkdir(exist_ok=True)
-        Image.fromarray(rows).convert(mode).save(tmp_path / f"g/{index:02d}.png")
-    found = scored((str(tmp_path / "g"), sources[1]), preset="own-data")
-    counts = {"L": 8, "RGBA": 8}
-    assert found.scores["kid"].receipt["converted"] == {"generated": counts, "reference": {}}
-    assert any("converted to RGB, alpha on white: 8 of mode L, 8 of mode RGBA" in note
-               for note in found.notes)  # fmt: skip
-
-
-# ------------------------------------------------------------------ the verb
-
-
-def test_the_offline_preset_scores_without_a_download_and_compares_by_files(tmp_path, capsys):
-    rows = pictures(520, 0, 32), pictures(520, 1, 32), pictures(520, 2, 32)
-    paths = [npz(tmp_path / f"{index}.npz", side) for index, side in enumerate(rows)]
-    size = ["--network-size", "32"]
-    assert main(["score", paths[0], paths[2], *size, "--json", str(tmp_path / "a.json")]) == 0
-    assert main(["score", paths[1], paths[2], *size, "--json", str(tmp_path / "b.json")]) == 0
-    printed = capsys.readouterr().out
-    for name in ("fd_effnet64", "fd_effnet64_infinity", "kd_effnet", "precision_effnet",
-                 "recall_effnet", "density_effnet", "coverage_effnet"):  # fmt: skip
-        assert printed.count(f"{name} ") == 2
-    compare = ["score", "--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]
-    assert main(compare) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 7
-    assert lines[0].startswith("fd_effnet64 ")
-    less = json.loads((tmp_path / "b.json").read_text())
-    del less["kd_effnet"]
-    (tmp_path / "c.json").write_text(json.dumps(less))
-    assert main(["score", "--compare", str(tmp_path / "a.json"), str(tmp_path / "c.json")]) == 0
-    assert capsys.readouterr().out.endswith(f"in {tmp_path / 'a.json'} alone: kd_effnet\n")
-    other = (tmp_path / "b.json").read_text().replace('"what": "gfd"', '"what": "rfd"')
-    (tmp_path / "b.json").write_text(other)
-    assert main(compare) == 2
-    error = capsys.readouterr().err
-    assert "fd_effnet64 differs in what (gfd against rfd)" in error
-    assert error.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "cartok score GENERATED REFERENCE"),
-        (["a"], "cartok score GENERATED REFERENCE"),
-        (["--compare", "a.json"], "--compare takes two files"),
-        (["a", "b", "--compare", "a.json", "b.json"], "two files of scores and nothing else"),
-        (["--compare", "none.json", "b.json"], "there is no such file"),
-    ],
-)
-def test_a_mistyped_score_is_refused(arguments, words, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert main(["score", *arguments]) == 2
-    assert words in capsys.readouterr().err
-
-
-def test_without_the_weights_a_preset_says_so_before_any_picture_is_read(
-    monkeypatch, sources, capsys
-):
-    def missing(path=None):
-        raise UserError("inception needs a file; fetch it by hand")
-
-    monkeypatch.setattr(scoring.frozen, "inception", missing)
-    unread(monkeypatch)
-    assert main(["score", *sources, "--preset", ADM]) == 2
-    assert capsys.readouterr().err == "cartok: inception needs a file; fetch it by hand\n"
-
-
-def test_presets_are_listed_with_the_recipes(capsys):
-    assert main(["recipes"]) == 0
-    printed = capsys.readouterr().out
-    for preset in PRESETS.values():
-        assert f"  {preset.name:<19} {preset.summary}" in printed
-        assert set(preset.metrics) | set(preset.indicative_metrics) <= set(METRICS)
-        assert set(preset.pair_metrics) - {"lpips"} <= set(scoring.PAIR_METRICS)
-    assert protocol.FIRM_FROM == 10_000
