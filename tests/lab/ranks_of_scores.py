@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
-from test_scoring import SmallInception, SmallLpips
+from scoring_toys import SmallInception, SmallLpips
 from torch import nn
 
 from cartok.__main__ import main
