@@ -1,11 +1,10 @@
-"""A study's numbers: means over priors and seeds, warnings, and tables for a terminal."""
+"""A study's numbers: means over priors, warnings, and tables for a terminal."""
 
 import importlib.util
 from pathlib import Path
 
-import pytest
-
-from cartok.lab.means import ArmMeans, arm_means, mean_over_sizes, tables_of, warnings_of
+from cartok.lab.means import mean_over_sizes, tables_of, warnings_of
+from cartok.scaling.means import ArmMeans, arm_means
 
 _TOYS = Path(__file__).with_name("study_toys.py")
 _SPEC = importlib.util.spec_from_file_location(_TOYS.stem, _TOYS)
@@ -24,27 +23,6 @@ def test_the_mean_over_sizes_has_the_mean_ends_and_what_all_receipts_say():
         "network": "a", "mean_over": 2, "bootstrap": {"level": 0.9, "interval": [1.0, 3.5]},
     }  # fmt: skip
     assert "bootstrap" not in mean_over_sizes([score(1.0), score(2.0)])["receipt"]
-
-
-def test_the_interval_over_seeds_is_students():
-    runs = [
-        {"arm": "a", "status": "finished", "scores": {"gfd": score(value, seed=value)}}
-        for value in (1.0, 2.0, 3.0)
-    ]
-    (arm,) = arm_means([*runs, {"arm": "a", "status": "failed", "reason": "died"}])
-    assert (arm.finished, arm.failures) == (3, ["died"])
-    low, high = arm.scores["gfd"]["receipt"]["over_seeds"]["interval"]
-    assert arm.scores["gfd"]["value"] == 2
-    assert high - 2 == pytest.approx(2.919986 / 3**0.5, rel=1e-6)  # t of 95 %, 2 degrees of freedom
-    assert low == pytest.approx(4 - high)
-
-
-def test_a_score_that_one_seed_lacks_is_no_score_of_the_arm():
-    runs = [
-        {"arm": "a", "status": "finished", "scores": {"gfd": score(1.0), "rfd": score(1.0)}},
-        {"arm": "a", "status": "finished", "scores": {"gfd": score(2.0)}},
-    ]
-    assert set(arm_means(runs)[0].scores) == {"gfd"}
 
 
 def test_a_score_that_was_not_finite_is_missing():

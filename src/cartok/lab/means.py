@@ -1,14 +1,12 @@
-"""A study's runs as means with intervals, warnings, and tables for a terminal."""
+"""A study's means over priors, warnings, and tables for a terminal."""
 
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
-from cartok.lab.inputs import Scores
-from cartok.scaling.numbers import Cell, aligned, students
+from cartok.scaling.means import LEVEL, ArmMeans, mean_of, said_by_all
+from cartok.scaling.means import arm_means as arm_means  # read from here by the study
+from cartok.scaling.numbers import Cell, aligned
 from cartok.tokenizer.doctor import Measures, gaming_of, measures_of
-
-LEVEL = 0.9
 
 SCORES = {
     "steps": "tokenizer_steps",
@@ -32,17 +30,6 @@ LOSSES = ("pixel_l2", "pixel_l1", "perceptual", "codebook", "commitment", "entro
 """Terms of the codec's objective, unweighted: columns of the second table (paper, Figure 12)."""
 
 
-@dataclass(frozen=True)
-class ArmMeans:
-    """One arm over its seeds."""
-
-    name: str
-    finished: int
-    failures: list[str]
-    """Reasons, one for each seed that failed."""
-    scores: Scores
-
-
 def mean_over_sizes(scores: list[dict[str, Any]]) -> dict[str, Any]:
     """The mean of one score over priors, as the paper averages gFID (its Table 4).
 
@@ -50,27 +37,16 @@ def mean_over_sizes(scores: list[dict[str, Any]]) -> dict[str, Any]:
     may go together (all are scored against one reference).
     """
     mean: dict[str, Any] = {
-        "value": _mean([score["value"] for score in scores]),
+        "value": mean_of([score["value"] for score in scores]),
         "unit": scores[0]["unit"],
-        "receipt": _shared([score["receipt"] for score in scores]) | {"mean_over": len(scores)},
+        "receipt": said_by_all([score["receipt"] for score in scores]) | {"mean_over": len(scores)},
     }
     cells = [Cell(**score) for score in scores]
     ends = [cell.interval for cell in cells if cell.interval is not None]
     if len(ends) == len(cells):
-        low, high = _mean([end.low for end in ends]), _mean([end.high for end in ends])
+        low, high = mean_of([end.low for end in ends]), mean_of([end.high for end in ends])
         mean["receipt"]["bootstrap"] = {"level": LEVEL, "interval": [low, high]}
     return mean
-
-
-def arm_means(runs: list[dict[str, Any]]) -> list[ArmMeans]:
-    """Every arm's means over the seeds that have finished, in the order in which arms appear.
-
-    A score that a seed lacks, or that was not finite and so is null, is no score of the arm.
-    """
-    by_name: dict[str, list[dict[str, Any]]] = {}
-    for run in runs:
-        by_name.setdefault(run["arm"], []).append(run)
-    return [_of_one(name, some) for name, some in by_name.items()]
 
 
 _ALIKE = {
@@ -127,38 +103,6 @@ def _table(arms: list[ArmMeans], columns: dict[str, str]) -> str:
 
 def _text(score: dict[str, Any] | None) -> str:
     return "-" if score is None else Cell(**score).text
-
-
-def _of_one(name: str, runs: list[dict[str, Any]]) -> ArmMeans:
-    finished = [_known(run["scores"]) for run in runs if run["status"] == "finished"]
-    failures = [run["reason"] for run in runs if run["status"] == "failed"]
-    keys = [key for key in (finished[0] if finished else {}) if all(key in s for s in finished)]
-    scores = {key: _mean_over_seeds([scores[key] for scores in finished]) for key in keys}
-    return ArmMeans(name, len(finished), failures, scores)
-
-
-def _known(scores: Scores) -> Scores:
-    return {key: score for key, score in scores.items() if score["value"] is not None}
-
-
-def _mean_over_seeds(scores: list[dict[str, Any]]) -> dict[str, Any]:
-    """One seed's score as it is; of several the mean, with Student's interval for it."""
-    if len(scores) == 1:
-        return scores[0]
-    values = [score["value"] for score in scores]
-    over = {"values": values, "level": LEVEL, "interval": list(students(values, LEVEL))}
-    receipt = _shared([score["receipt"] for score in scores]) | {"over_seeds": over}
-    return {"value": _mean(values), "unit": scores[0]["unit"], "receipt": receipt}
-
-
-def _shared(receipts: list[dict[str, Any]]) -> dict[str, Any]:
-    """What all receipts say alike."""
-    first = receipts[0]
-    return {key: first[key] for key in first if all(r.get(key) == first[key] for r in receipts)}
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _measured(arms: list[ArmMeans]) -> dict[str, Measures]:

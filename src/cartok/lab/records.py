@@ -1,6 +1,6 @@
 """What is known of a study's runs: in their folders, in ``study.json``, and as one summary."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,11 @@ from cartok.core.errors import UserError
 from cartok.core.files import read_json, write_json
 from cartok.core.parallel import World
 from cartok.core.run import first_difference, provenance
-from cartok.lab.means import ArmMeans, arm_means, scored_unlike, warnings_of
+from cartok.lab.means import scored_unlike, warnings_of
 from cartok.prior.train import PriorRun
 from cartok.recipes.arms import StudyArm, StudyConfig, names_of
 from cartok.scaling.laws_of_study import laws_of
-from cartok.scaling.numbers import INTERVAL_FIELDS
+from cartok.scaling.means import arm_means, arms_of_runs
 from cartok.tokenizer.train import TokenizerRun
 
 FILE = "study.json"
@@ -117,7 +117,7 @@ def write_summary(study: StudyConfig, out: Path, world: World | None = None) -> 
         "name": study.name,
         "config": dict_of(study),
         "provenance": before if world is None else provenance(world),
-        "arms": [_with_intervals_alone(arm) for arm in means],
+        "arms": arms_of_runs(records),
         "runs": [
             record | {"folder": str(run.folder(out).relative_to(out))}
             for run, record in zip(runs, records, strict=True)
@@ -151,15 +151,6 @@ def _first_arm(config: dict[str, Any] | None) -> dict[str, Any]:
         "prior": config["priors"][0],
         "yardstick": config["yardstick"],
     }
-
-
-def _with_intervals_alone(arm: ArmMeans) -> dict[str, Any]:
-    """An arm's means; the rest of their receipts stands with its runs."""
-    plain = asdict(arm)
-    for score in plain["scores"].values():
-        receipt = score["receipt"]
-        score["receipt"] = {key: receipt[key] for key in INTERVAL_FIELDS if key in receipt}
-    return plain
 
 
 def twins_of(study: StudyConfig) -> dict[str, str]:
