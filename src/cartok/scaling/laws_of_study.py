@@ -74,9 +74,10 @@ def crossings_of(fits: list[ArmFit]) -> list[Crossing]:
 
 
 def laws_of(study: dict[str, Any]) -> dict[str, Any]:
-    """Points, laws and crossings of a grid study, as ``study.json`` keeps them.
+    """Laws and crossings of a grid study, as ``study.json`` keeps them.
 
-    In place of a law that the runs do not bear stands ``refused``, why in words.
+    A law names the runs behind it, by rising compute; what it was fitted to stands with those. In
+    place of a law that the runs do not bear stands ``refused``, why in words.
     """
     by_key = {key: fits_of(study, key) for key in FITTED}
     arms = {
@@ -84,7 +85,6 @@ def laws_of(study: dict[str, Any]) -> dict[str, Any]:
             "tokens_per_picture": arm.tokens,
             "codes": arm.codes,
             "rfd": arm.rfd,
-            "points": [asdict(point) | {"scores": _fitted(point.scores)} for point in arm.points],
             "laws": {key: _law_json(fits[place]) for key, fits in by_key.items()},
         }
         for place, arm in enumerate(grid_of(study))
@@ -130,10 +130,6 @@ def _crossing(names: tuple[str, str], one: LawFit, other: LawFit) -> Crossing | 
 def _middle(values: np.ndarray) -> Interval:
     low, high = np.quantile(values, (0.05, 0.95))
     return Interval(float(low), float(high), f"90% of {len(values)} refits that cross")
-
-
-def _fitted(scores: dict[str, Any]) -> dict[str, Any]:
-    return {key: scores[key] for key in FITTED if key in scores}
 
 
 def _law_json(fit: ArmFit) -> dict[str, Any]:
