@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cartok.lab.records import record_of, runs_of
+from cartok.lab.records import records_of, runs_of
 from cartok.recipes import recipe_of
 from cartok.recipes.arms import adapted
 from cartok.recipes.study import STUDIES
@@ -31,7 +31,7 @@ def test_a_study_goes_on_from_what_is_recorded(folder):
     recorded = study_in(folder)
     data = "tiny" if folder.name.startswith("tiny") else "cifar10"
     study = adapted(recipe_of(STUDIES, folder.name), data=f"anywhere/{data}")
-    found = [record_of(run, folder) for run in runs_of(study)]
+    found = records_of(runs_of(study), folder)
     assert recorded["name"] == study.name
     for mine, stored in zip(found, recorded["runs"], strict=True):
         assert (mine["arm"], mine["seed"], mine["status"]) == (

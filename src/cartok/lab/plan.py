@@ -8,7 +8,7 @@ import torch
 from cartok.core.parallel import World
 from cartok.data.images import open_splits
 from cartok.data.pictures import Pictures
-from cartok.lab.records import StudyRun, record_of, runs_of
+from cartok.lab.records import StudyRun, records_of, runs_of
 from cartok.prior.model import PriorConfig, flops_per_token
 from cartok.recipes.arms import StudyConfig
 from cartok.scaling.numbers import aligned, shown
@@ -40,9 +40,8 @@ def plan_of(study: StudyConfig, out: Path, arms: tuple[str, ...] = ()) -> str:
     costs = [cost_by_arm[run.arm] for run in runs]
     tokenizers = {run.made_from: cost for run, cost in zip(runs, costs, strict=True)}.values()
     rows = [["run", "state", "steps", "tokenizer FLOPs", "priors FLOPs"]]
-    for run, cost in zip(runs, costs, strict=True):
-        status = record_of(run, out.resolve())["status"]
-        rows.append([run.title, status, *_cells(cost)])
+    for run, cost, record in zip(runs, costs, records_of(runs, out.resolve()), strict=True):
+        rows.append([run.title, record["status"], *_cells(cost)])
     total = Cost(
         sum(cost.steps for cost in tokenizers),  # each is trained once
         sum(cost.tokenizer_flops for cost in tokenizers),

@@ -88,7 +88,17 @@ def record_of(run: StudyRun, out: Path) -> dict[str, Any]:
     Its ``arm.json`` counts and what ``study.json`` holds, so that a study goes on from that file
     alone, wherever it was carried.
     """
-    same = [record for record in _records(out) if record["digest"] == run.digest]
+    return records_of([run], out)[0]
+
+
+def records_of(runs: list[StudyRun], out: Path) -> list[dict[str, Any]]:
+    """What ``record_of`` says of each; what is on the disk is read once for all."""
+    known = _records(out, _read(out))
+    return [_record_among(known, run) for run in runs]
+
+
+def _record_among(known: list[dict[str, Any]], run: StudyRun) -> dict[str, Any]:
+    same = [record for record in known if record["digest"] == run.digest]
     for status in ("finished", "failed"):
         for record in same:
             if record["status"] == status:
@@ -107,12 +117,13 @@ def write_summary(study: StudyConfig, out: Path, world: World | None = None) -> 
 
     ``world`` is the one that runs it now; without it the provenance stays what it was.
     """
-    runs = runs_of(study)
-    records = [record_of(run, out) for run in runs]
+    runs, stored = runs_of(study), _read(out)
+    known = _records(out, stored)
+    records = [_record_among(known, run) for run in runs]
     means = arm_means(records)
     asked = {run.digest for run in runs}
-    others = {r["digest"]: r for r in _records(out) if r["status"] == "finished"}
-    before = _read(out).get("provenance", {})
+    others = {r["digest"]: r for r in known if r["status"] == "finished"}
+    before = stored.get("provenance", {})
     summary = {
         "name": study.name,
         "config": dict_of(study),
@@ -127,17 +138,19 @@ def write_summary(study: StudyConfig, out: Path, world: World | None = None) -> 
     }
     if study.apart:
         summary["laws"] = laws_of(summary)
-    if _read(out) != summary:  # a look at finished runs leaves the file as it is
+    if stored != summary:  # a look at finished runs leaves the file as it is
         write_json(out / FILE, summary)
     return summary
 
 
 def why_none_counts(study: StudyConfig, out: Path) -> str:
     """In what a folder's runs differ from those asked for, where no finished one counts; or ''."""
-    recorded = {record["digest"] for record in _records(out) if record["status"] == "finished"}
+    stored = _read(out)
+    known = _records(out, stored)
+    recorded = {record["digest"] for record in known if record["status"] == "finished"}
     if not recorded or recorded & {run.digest for run in runs_of(study)}:
         return ""
-    changed = first_difference(_first_arm(_read(out).get("config")), _first_arm(dict_of(study)))
+    changed = first_difference(_first_arm(stored.get("config")), _first_arm(dict_of(study)))
     return f"none of the {len(recorded)} finished runs in {out} counts: {changed}"
 
 
@@ -171,11 +184,10 @@ def twins_of(study: StudyConfig) -> dict[str, str]:
     return twins
 
 
-def _records(out: Path) -> list[dict[str, Any]]:
-    """Every record in the folders of runs and in ``study.json``, asked for now or not."""
+def _records(out: Path, stored: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every record in the folders of runs and in what is stored, asked for now or not."""
     in_folders = [read_json(path, "an arm's record") for path in out.glob("arms/*/arm.json")]
-    study = _read(out)
-    return [*in_folders, *_as_read_today(study), *study.get("earlier", [])]
+    return [*in_folders, *_as_read_today(stored), *stored.get("earlier", [])]
 
 
 def _as_read_today(study: dict[str, Any]) -> list[dict[str, Any]]:
