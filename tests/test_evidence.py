@@ -11,6 +11,7 @@ from cartok.recipes import recipe_of
 from cartok.recipes.arms import adapted
 from cartok.recipes.study import STUDIES
 from cartok.scaling.report import write_report
+from cartok.scaling.study_file import read_study
 
 EVIDENCE = Path(__file__).parent.parent / "docs" / "evidence"
 FOLDERS = [path.parent for path in sorted(EVIDENCE.glob("*/study.json"))]
@@ -18,7 +19,7 @@ OPEN = [folder for folder in FOLDERS if folder.name in STUDIES]
 
 
 def study_in(folder):
-    return json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    return read_study(folder / "study.json")
 
 
 def test_there_is_evidence():

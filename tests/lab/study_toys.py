@@ -1,6 +1,5 @@
 """What the tests of studies share: toy studies, and how they are run."""
 
-import json
 from dataclasses import replace
 
 from cartok.core.progress import Progress
@@ -9,6 +8,7 @@ from cartok.recipes.arms import StudyArm, StudyConfig
 from cartok.recipes.prior import toy
 from cartok.recipes.tokenizer import causal_toy
 from cartok.recipes.yardstick import Yardstick
+from cartok.scaling.study_file import read_study
 
 FEW = Yardstick(samples=512)
 
@@ -32,4 +32,4 @@ def small_study(*weights, **fields):
 
 def go(study, out, **fields):
     run_study(study, StudyLaunch(out=out, device="cpu", at_once=1, **fields), Progress())
-    return json.loads((out / "study.json").read_text())
+    return read_study(out / "study.json")

@@ -13,6 +13,7 @@ from cartok.core.files import write_json
 from cartok.lab.records import new_record, runs_of, why_none_counts, write_summary
 from cartok.recipes.arms import adapted
 from cartok.recipes.prior import toy
+from cartok.scaling.study_file import read_study
 
 _TOYS = Path(__file__).with_name("study_toys.py")
 _SPEC = importlib.util.spec_from_file_location(_TOYS.stem, _TOYS)
@@ -90,7 +91,7 @@ def test_a_renamed_arm_takes_its_records_along(tmp_path, trainings):
 def test_records_of_a_version_that_lacked_a_field_count_as_of_its_default(tmp_path, trainings):
     go(small_study(0), tmp_path)
     shutil.rmtree(tmp_path / "arms")
-    made = json.loads((tmp_path / "study.json").read_text())
+    made = read_study(tmp_path / "study.json")
     assert made["config"]["priors"][0].pop("token_dropout") == toy().token_dropout
     made["runs"][0]["digest"] = "of that version"
     (tmp_path / "study.json").write_text(json.dumps(made))

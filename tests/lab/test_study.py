@@ -1,5 +1,4 @@
 import importlib.util
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from cartok.recipes.prior import toy
 from cartok.recipes.study import STUDIES
 from cartok.recipes.tokenizer import baseline_toy
 from cartok.recipes.yardstick import Yardstick
+from cartok.scaling.study_file import read_study
 
 _TOYS = Path(__file__).with_name("study_toys.py")
 _SPEC = importlib.util.spec_from_file_location(_TOYS.stem, _TOYS)
@@ -247,7 +247,7 @@ def test_the_verb_prints_tables_and_the_file_they_come_from(verb, tmp_path, trai
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed[:3]] == ["arm", "lambda-0", "lambda-1"]
     assert printed[-1] == str(tmp_path / "out" / "study.json")
-    found = json.loads((tmp_path / "out" / "study.json").read_text())
+    found = read_study(tmp_path / "out" / "study.json")
     assert len(found["runs"]) == len(trainings) == 4
     assert found["config"]["arms"][0]["tokenizer"]["loop"]["steps"] == 10
 
@@ -389,7 +389,7 @@ def test_a_study_from_pictures_to_scores_interrupted_and_with_a_failing_arm(
 
     means = run_study(study, StudyLaunch(out=tmp_path, device="cpu", at_once=2), Progress())
     assert record.read_bytes() == before
-    found = json.loads((tmp_path / "study.json").read_text())
+    found = read_study(tmp_path / "study.json")
     assert [run["status"] for run in found["runs"]] == ["finished", "finished", "failed"]
     assert "not finite at step" in found["runs"][2]["reason"]
     pictures = open_splits(few_pictures, size=16)["train"]

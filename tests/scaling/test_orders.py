@@ -1,11 +1,11 @@
 """What is told before a large prior is trained is held against the order it brings."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from cartok.scaling.orders import orders_of
+from cartok.scaling.study_file import read_study
 
 EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence"
 
@@ -80,7 +80,7 @@ def test_nothing_is_said_of_few_arms_or_of_one_prior(study):
 
 
 def test_on_tiny_imagenet_a_small_prior_orders_better_than_reconstruction():
-    large, orders = orders_of(json.loads((EVIDENCE / "tiny-claim" / "study.json").read_text()))
+    large, orders = orders_of(read_study(EVIDENCE / "tiny-claim" / "study.json"))
     alike = {name: alike for name, (alike, of) in named(orders).items() if of == 54}
     assert large == "8x384"
     for name in ("gFD of the small prior", "rFD and bits together"):

@@ -6,7 +6,7 @@ from typing import Any
 
 from cartok.core.config import ConfigError, config_of, dict_of, digest_of, nearest
 from cartok.core.errors import UserError
-from cartok.core.files import read_json, write_json
+from cartok.core.files import read_json
 from cartok.core.parallel import World
 from cartok.core.run import first_difference, provenance
 from cartok.lab.means import scored_unlike, warnings_of
@@ -14,9 +14,8 @@ from cartok.prior.train import PriorRun
 from cartok.recipes.arms import StudyArm, StudyConfig, names_of
 from cartok.scaling.laws_of_study import laws_of
 from cartok.scaling.means import arm_means, arms_of_runs
+from cartok.scaling.study_file import FILE, read_study, write_study
 from cartok.tokenizer.train import TokenizerRun
-
-FILE = "study.json"
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def write_summary(study: StudyConfig, out: Path, world: World | None = None) -> 
     if study.apart:
         summary["laws"] = laws_of(summary)
     if stored != summary:  # a look at finished runs leaves the file as it is
-        write_json(out / FILE, summary)
+        write_study(out / FILE, summary)
     return summary
 
 
@@ -206,7 +205,7 @@ def _as_read_today(study: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _read(out: Path) -> dict[str, Any]:
-    return read_json(out / FILE, "a study") if (out / FILE).exists() else {}
+    return read_study(out / FILE) if (out / FILE).exists() else {}
 
 
 def _run_of(

@@ -1,6 +1,6 @@
 """A study's runs as means over seeds, with intervals."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from cartok.scaling.numbers import INTERVAL_FIELDS, Number, students
@@ -32,12 +32,15 @@ def arm_means(runs: list[dict[str, Any]]) -> list[ArmMeans]:
 
 def arms_of_runs(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every arm's means as ``study.json`` has them: the rest of receipts stands with the runs."""
-    arms = [asdict(arm) for arm in arm_means(runs)]
-    for arm in arms:
-        for score in arm["scores"].values():
-            receipt = score["receipt"]
-            score["receipt"] = {key: receipt[key] for key in INTERVAL_FIELDS if key in receipt}
-    return arms
+    return [
+        {
+            "name": arm.name,
+            "finished": arm.finished,
+            "failures": arm.failures,
+            "scores": {key: _with_interval_alone(score) for key, score in arm.scores.items()},
+        }
+        for arm in arm_means(runs)
+    ]
 
 
 def mean_of(values: list[Number]) -> float:
@@ -57,6 +60,11 @@ def _of_one(name: str, runs: list[dict[str, Any]]) -> ArmMeans:
     keys = [key for key in (finished[0] if finished else {}) if all(key in s for s in finished)]
     scores = {key: _mean_over_seeds([scores[key] for scores in finished]) for key in keys}
     return ArmMeans(name, len(finished), failures, scores)
+
+
+def _with_interval_alone(score: dict[str, Any]) -> dict[str, Any]:
+    receipt = score["receipt"]
+    return score | {"receipt": {key: receipt[key] for key in INTERVAL_FIELDS if key in receipt}}
 
 
 def _known(scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

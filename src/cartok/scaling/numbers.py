@@ -3,6 +3,7 @@
 import math
 import statistics
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from scipy.stats import t as student
@@ -31,8 +32,13 @@ class Interval:
 def students(values: list[Number], level: float) -> tuple[float, float]:
     """Student's interval for the mean over two or more seeds."""
     mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
-    reach = error * float(student.ppf((1 + level) / 2, len(values) - 1))
+    reach = error * _students_quantile((1 + level) / 2, len(values) - 1)
     return mean - reach, mean + reach
+
+
+@cache
+def _students_quantile(share: float, freedom: int) -> float:
+    return float(student.ppf(share, freedom))  # slow, and the same for all scores of a study
 
 
 INTERVAL_FIELDS = ("over_seeds", "bootstrap", "standard_error")

@@ -37,6 +37,7 @@ from cartok.scaling.study import (
     rows_of_study,
     study_figures,
 )
+from cartok.scaling.study_file import read_study
 from cartok.scaling.tradeoff import tradeoff_of
 from cartok.scaling.verdict import gaming_sentence, verdict_of
 from cartok.scaling.why import why_of
@@ -143,7 +144,7 @@ def _runs_page(folder: Path, records: dict[str, dict]) -> str:
 
 
 def _study_page(path: Path) -> str:
-    whole = check_study(read_json(path, "a study"), str(path))
+    whole = check_study(read_study(path), str(path))
     prior, study = at_longest(whole) if is_grid(whole) else ("", whole)
     large, orders = orders_of(study)
     return _environment().get_template("study.html.jinja").render(

@@ -222,10 +222,11 @@ def report(arguments: list[str]) -> None:
 
 def plan(arguments: list[str]) -> None:
     """Says what to train under a budget."""
-    from cartok.core.files import read_json, refuse_unwritable, write_json
+    from cartok.core.files import refuse_unwritable, write_json
     from cartok.scaling.numbers import aligned
     from cartok.scaling.planner import plan_under, rows_of, sentences_of
     from cartok.scaling.study import check_study
+    from cartok.scaling.study_file import read_study
 
     @dataclass(frozen=True)
     class Plan:
@@ -247,7 +248,7 @@ def plan(arguments: list[str]) -> None:
     if chosen.json is not None:
         refuse_unwritable(chosen.json)
     path = chosen.study / "study.json"
-    found = check_study(read_json(path, "a study"), str(path))
+    found = check_study(read_study(path), str(path))
     made = plan_under(found, chosen.budget, chosen.device_flops)
     if chosen.json is not None:
         write_json(chosen.json, made.to_json())

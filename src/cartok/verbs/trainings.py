@@ -30,7 +30,6 @@ def demo(arguments: list[str]) -> None:
 
 def study(arguments: list[str]) -> int:
     """Runs a study, or says what it would cost; 1 if every run of it has failed."""
-    from cartok.core.files import read_json
     from cartok.lab.means import tables_of
     from cartok.lab.plan import plan_of
     from cartok.lab.records import why_none_counts
@@ -40,6 +39,7 @@ def study(arguments: list[str]) -> int:
     from cartok.recipes.study import STUDIES
     from cartok.scaling.claim import claims_lines, claims_of, pairs_of
     from cartok.scaling.numbers import aligned
+    from cartok.scaling.study_file import read_study
 
     @dataclass(frozen=True)
     class Study:
@@ -97,7 +97,7 @@ def study(arguments: list[str]) -> int:
     means = run_study(config, launch, progress_bar())
     for table in tables_of(means):
         print(f"{table}\n")
-    study = read_json(out / "study.json", "a study")
+    study = read_study(out / "study.json")
     if claims := claims_of(study) + pairs_of(study):
         print(f"{aligned(claims_lines(claims), left=4)}\n")
     print(out / "study.json")
