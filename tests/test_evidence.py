@@ -11,7 +11,7 @@ from cartok.recipes import recipe_of
 from cartok.recipes.arms import adapted
 from cartok.recipes.study import STUDIES
 from cartok.scaling.report import write_report
-from cartok.scaling.study_file import read_study
+from cartok.scaling.study_file import packed, read_study, unpacked
 
 EVIDENCE = Path(__file__).parent.parent / "docs" / "evidence"
 FOLDERS = [path.parent for path in sorted(EVIDENCE.glob("*/study.json"))]
@@ -39,6 +39,12 @@ def test_a_study_goes_on_from_what_is_recorded(folder):
             stored["arm"], stored["seed"], stored["status"],
         )  # fmt: skip
         assert mine.get("scores") == stored.get("scores")
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_what_several_runs_have_alike_is_stored_once(folder):
+    stored = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    assert list(packed(unpacked(stored)).items()) == list(stored.items())
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
