@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cartok.core.errors import UserError
 from cartok.core.progress import Progress
-from cartok.lab.together import run_together
+from cartok.lab.together import new_turns, run_together
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +32,17 @@ def test_tasks_run_side_by_side_and_their_progress_is_shown(tmp_path, tasks):
     assert (one.read_text(), two.read_text()) == ("3", "5")
     assert "one: 3/3" in file.getvalue()
     assert "two: 5/5" in file.getvalue()
+
+
+def test_things_go_one_by_one_to_whichever_process_is_free(tmp_path, tasks):
+    things, turns = ["slow", *map(str, range(8))], new_turns()
+    both = dict.fromkeys("ab", (tasks.take_all, (things, turns, tmp_path)))
+    run_together(both, Progress())
+    takers = {name: (tmp_path / name).read_text() for name in things}
+    assert all(taker.isdigit() for taker in takers.values())  # none was taken twice
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(things)
+    assert len(set(takers.values())) == 2
+    assert sum(taker == takers["slow"] for taker in takers.values()) == 1
 
 
 def test_a_refusal_is_told_and_stops_the_others(tmp_path, tasks):

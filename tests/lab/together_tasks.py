@@ -1,9 +1,12 @@
 """Tasks for ``test_together``: in a module of its own, so that another process can import it."""
 
+import os
 import signal
 import threading
+import time
 
 from cartok.core.errors import UserError
+from cartok.lab.together import taken
 
 
 def count_to(limit, path, progress):
@@ -29,3 +32,14 @@ def wait_for_sigterm(path, progress):
     asked.wait(60)
     path.write_text("saved")
     raise SystemExit(0)
+
+
+def take_all(things, turns, folder, progress):
+    """Leaves a file for each thing that this process took up; "slow" lasts until all are there."""
+    for thing in taken(things, turns):
+        path = folder / thing
+        path.write_text(path.read_text() + "again" if path.exists() else str(os.getpid()))
+        started = time.monotonic()
+        while thing == "slow" and len(list(folder.iterdir())) < len(things):
+            assert time.monotonic() - started < 60
+            time.sleep(0.02)

@@ -46,9 +46,10 @@ class StudyRun:
 
     @property
     def work(self) -> int:
-        """Guesses how long its priors take beside those of others, by steps and pixels."""
+        """Guesses how long its priors take beside those of others: by steps, pixels and layers."""
         pixels = self.pixels or self.tokenizer.view.size
-        return pixels**2 * sum(prior.loop.steps for prior in self.priors)
+        layers = sum(prior.loop.steps * prior.transformer.depth for prior in self.priors)
+        return pixels**2 * layers
 
     def shared(self, out: Path) -> dict[str, Path]:
         """Where its tokenizer lies, and the tokens of its size."""

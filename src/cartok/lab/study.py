@@ -13,9 +13,9 @@ DIR/
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from itertools import cycle
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,10 @@ from cartok.lab.study_work import (
     prepare_in_turn,
     run_in_turn,
 )
-from cartok.lab.together import Task, run_together
+from cartok.lab.together import Task, Turns, new_turns, run_together, taken
 from cartok.recipes.arms import StudyConfig
 
-Work = Callable[[StudyConfig, list[StudyRun], Path, ArmInputs, Progress], None]
+Work = Callable[[StudyConfig, Iterable[StudyRun], Path, ArmInputs, Progress], None]
 
 AT_ONCE_ON_GPU = 4
 """On each: a small training leaves most of a GPU idle."""
@@ -185,24 +185,10 @@ def _run_all(
     study: StudyConfig, runs: list[StudyRun], out: Path, inputs: ArmInputs, gpus: list[int],
     at_once: int, progress: Progress,
 ) -> None:  # fmt: skip
-    """Deals the runs out to so many processes, after the tokenizers that several share."""
+    """So many processes do the runs, after the tokenizers that several share."""
     if shared := _shared_by_many(runs):
-        _deal(prepare_in_turn, study, dealt(shared, at_once), out, inputs, gpus, progress)
-    _deal(run_in_turn, study, dealt([[run] for run in runs], at_once), out, inputs, gpus, progress)
-
-
-def dealt(groups: list[list[StudyRun]], at_once: int) -> list[list[StudyRun]]:
-    """Runs for each of so many processes: the longest first, to whoever has the least to do.
-
-    All of one seed come before any of the next, and those of a group stay together.
-    """
-    hands: list[list[StudyRun]] = [[] for _ in range(min(at_once, len(groups)))]
-    loads = [0] * len(hands)
-    for group in sorted(groups, key=lambda group: (group[0].seed, -_work_of(group))):
-        least = loads.index(min(loads))
-        hands[least] += group
-        loads[least] += _work_of(group)
-    return hands
+        _deal(prepare_in_turn, study, shared, at_once, out, inputs, gpus, progress)
+    _deal(run_in_turn, study, [[run] for run in runs], at_once, out, inputs, gpus, progress)
 
 
 def _work_of(runs: list[StudyRun]) -> int:
@@ -222,16 +208,18 @@ def _shared_by_many(runs: list[StudyRun]) -> list[list[StudyRun]]:
 
 
 def _deal(
-    work: Work, study: StudyConfig, hands: list[list[StudyRun]], out: Path, inputs: ArmInputs,
-    gpus: list[int], progress: Progress,
+    work: Work, study: StudyConfig, groups: list[list[StudyRun]], at_once: int, out: Path,
+    inputs: ArmInputs, gpus: list[int], progress: Progress,
 ) -> None:  # fmt: skip
-    """A process for each hand; one hand needs no other process."""
-    if len(hands) == 1:
-        work(study, hands[0], out, inputs, progress)
+    """Processes that take up one group after the other; a single one is this process."""
+    groups = in_turn(groups)
+    if (num := min(at_once, len(groups))) == 1:
+        work(study, chain(*groups), out, inputs, progress)
         return
+    turns = new_turns()
     tasks: dict[str, Task] = {
-        f"process {i}": (_work_on, (gpu, work, study, hand, out, inputs))
-        for i, (hand, gpu) in enumerate(zip(hands, cycle(gpus or [None]), strict=False))
+        f"process {i}": (_work_on, (gpu, work, study, groups, turns, out, inputs))
+        for i, gpu in zip(range(num), cycle(gpus or [None]), strict=False)
     }
     try:
         run_together(tasks, progress)
@@ -242,11 +230,16 @@ def _deal(
         ) from None
 
 
+def in_turn(groups: list[list[StudyRun]]) -> list[list[StudyRun]]:
+    """The order in which groups are taken up: one seed after the other, the longest first."""
+    return sorted(groups, key=lambda group: (group[0].seed, -_work_of(group)))
+
+
 def _work_on(
-    gpu: int | None, work: Work, study: StudyConfig, runs: list[StudyRun], out: Path,
-    inputs: ArmInputs, progress: Progress,
+    gpu: int | None, work: Work, study: StudyConfig, groups: list[list[StudyRun]], turns: Turns,
+    out: Path, inputs: ArmInputs, progress: Progress,
 ) -> None:  # fmt: skip
     """In a process of its own, which sees no other GPU."""
     if gpu is not None:
         see_one_gpu(gpu)
-    work(study, runs, out, inputs, progress)
+    work(study, chain.from_iterable(taken(groups, turns)), out, inputs, progress)

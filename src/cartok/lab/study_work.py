@@ -3,6 +3,7 @@
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,10 @@ FAILED = "failed.txt"
 
 
 def prepare_in_turn(
-    study: StudyConfig, runs: list[StudyRun], out: Path, inputs: ArmInputs, progress: Progress
+    study: StudyConfig, runs: Iterable[StudyRun], out: Path, inputs: ArmInputs, progress: Progress
 ) -> None:
     """Makes tokenizers and tokens; where one fails a note says why, for the runs made from it."""
-    base = runs[0].tokenizer
+    base = study.arms[0].tokenizer  # all have its pictures
     splits = open_splits(base.data, size=base.view.size)
     for run in runs:
         note = _note_of(run, out)
@@ -47,10 +48,10 @@ def prepare_in_turn(
 
 
 def run_in_turn(
-    study: StudyConfig, runs: list[StudyRun], out: Path, inputs: ArmInputs, progress: Progress
+    study: StudyConfig, runs: Iterable[StudyRun], out: Path, inputs: ArmInputs, progress: Progress
 ) -> None:
     """Does runs, and writes ``study.json`` after each."""
-    base = runs[0].tokenizer  # all have its pictures
+    base = study.arms[0].tokenizer  # all have its pictures
     splits = open_splits(base.data, size=base.view.size)
     for run in runs:
         _run(run, out, inputs, splits, progress)

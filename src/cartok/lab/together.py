@@ -7,10 +7,10 @@ the same numbers whatever the number of cores.
 """
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +19,27 @@ from cartok.core.progress import Progress, QueueSink
 
 Task = tuple[Callable[..., None], tuple[Any, ...]]
 """A function and its arguments, both of which can be pickled; it is given a ``Progress`` last."""
+
+Turns = Any
+"""A number that processes share: how many things of a list have been taken up."""
+
+T = TypeVar("T")
+
+
+def new_turns() -> Turns:
+    """For tasks that are started together; it travels among their arguments."""
+    return get_context("spawn").Value("i", 0)
+
+
+def taken(things: Sequence[T], turns: Turns) -> Iterator[T]:
+    """What this process gets of things that each go to whichever is free first."""
+    while True:
+        with turns.get_lock():
+            place = turns.value
+            turns.value += 1
+        if place >= len(things):
+            return
+        yield things[place]
 
 
 def run_together(tasks: dict[str, Task], progress: Progress) -> None:
