@@ -79,14 +79,24 @@ def test_every_length_of_a_grid_has_its_own_whole_schedule(name):
     assert built.apart
     shares = {prior.optim.warmup_steps / prior.loop.steps for prior in built.priors}
     assert max(shares) - min(shares) < 0.03
-    lengths = [prior.loop.steps for prior in built.priors]
-    assert lengths == sorted(set(lengths))
-    assert max(lengths) >= 16 * min(lengths)
+    by_size = {}
+    for prior in built.priors:
+        by_size.setdefault(prior.transformer.width, []).append(prior.loop.steps)
+    for lengths in by_size.values():
+        assert lengths == sorted(set(lengths)) == next(iter(by_size.values()))
+        assert max(lengths) >= 16 * min(lengths)
     assert all(prior.optim.schedule == "cosine" for prior in built.priors)
     assert any(arm.pixels for arm in built.arms)
     for arm in built.arms:
         if arm.pixels:
             assert arm.tokenizer in [a.tokenizer for a in built.arms if not a.pixels]
+
+
+def test_the_grid_for_a_gpu_has_three_sizes_for_a_joint_form_and_each_learns_by_its_width():
+    nets = {p.transformer: p.optim.lr for p in study("cifar-tradeoff").priors}
+    assert len(nets) == 3  # two could not tell L_min from what parameters buy
+    assert len({round(net.width * lr, 9) for net, lr in nets.items()}) == 1
+    assert len({net.width / net.heads for net in nets}) == 1
 
 
 # ------------------------------------------------------------------ the paper's ablations

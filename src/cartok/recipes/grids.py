@@ -1,4 +1,4 @@
-"""Grids that laws are fitted to: tokenizers by the lengths of a prior's training.
+"""Grids that laws are fitted to: tokenizers by sizes of a prior and lengths of its training.
 
 Every length is a training of its own with its own schedule, as the paper's are (section 3): a point
 on the way of a longer one would be worse than what that length can reach.
@@ -40,7 +40,7 @@ def demo() -> StudyConfig:
 
 
 def cifar_tradeoff() -> StudyConfig:
-    """Codebooks, tokens per picture and the regulariser by five lengths (32 px, for a GPU).
+    """Codebooks, tokens per picture and the regulariser by sizes and lengths (32 px, for a GPU).
 
     At f=4 a picture of 32 pixels is 64 tokens; of 48 and 64 pixels, 144 and 256 of the same
     tokenizer (paper, Figures 5 and 6).
@@ -56,14 +56,28 @@ def cifar_tradeoff() -> StudyConfig:
         for pixels in (48, 64)
     ]
     arms.append(StudyArm(name=f"causal-{CODES}", tokenizer=literal(large)))
+    full = replace(small_prior(), compile=False)
+    sizes = full, _narrower(full, width=128, depth=4), _narrower(full, width=64, depth=2)
+    lengths = 500, 1_000, 2_000, 4_000, 8_000
     return StudyConfig(
         name="cifar-tradeoff", arms=tuple(arms), seeds=2, apart=True,
-        priors=lengths_of(replace(small_prior(), compile=False), (500, 1_000, 2_000, 4_000, 8_000)),
+        priors=tuple(prior for size in sizes for prior in lengths_of(size, lengths)),
         yardstick=Yardstick(
             samples=10_000, reference=25_000, held=10_000, guidances=(1.0, 1.25, 1.5, 2.0, 2.5),
             scan_samples=2_048, size=224, drawn_in="bf16",
         ),
     )  # fmt: skip
+
+
+def _narrower(prior: PriorRun, width: int, depth: int) -> PriorRun:
+    """A smaller size, its learning rate in inverse proportion to its width."""
+    net, optim = prior.transformer, prior.optim
+    heads, faster = width * net.heads // net.width, net.width / width
+    return replace(
+        prior,
+        transformer=replace(net, width=width, depth=depth, heads=heads),
+        optim=replace(optim, lr=optim.lr * faster),
+    )
 
 
 def lengths_of(prior: PriorRun, steps: tuple[int, ...]) -> tuple[PriorRun, ...]:
