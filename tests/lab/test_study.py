@@ -18,7 +18,7 @@ from cartok.lab import study as study_module
 from cartok.lab import study_work
 from cartok.lab.arm import once
 from cartok.lab.inputs import ArmInputs
-from cartok.lab.plan import cost_of, plan_of
+from cartok.lab.plan import cost_of, job_of, plan_of
 from cartok.lab.records import StudyRun, new_record, runs_of, twins_of
 from cartok.lab.study import StudyLaunch, in_turn, run_study
 from cartok.recipes import Recipe, recipe_of
@@ -355,7 +355,7 @@ def test_more_pixels_give_more_tokens_of_one_tokenizer_and_scores_of_one_size(
     assert len(list(tmp_path.glob("tokenizers/*/tokenizer/record.json"))) == 1
     pictures = open_splits(few_pictures, size=16)["train"]
     for run, scores in zip(runs_of(study), (few, many), strict=True):
-        assert cost_of(run, pictures).prior_flops == scores["prior_flops"]["value"]
+        assert cost_of(run, job_of(run, pictures)).prior_flops == scores["prior_flops"]["value"]
     paper = [s["prior_flops"]["receipt"]["paper_flops"] for s in (few, many)]
     assert paper[1] == pytest.approx(paper[0] * tokens[1] / tokens[0])
     for scores, number in zip((few, many), tokens, strict=True):
@@ -401,7 +401,7 @@ def test_a_study_from_pictures_to_scores_interrupted_and_with_a_failing_arm(
     assert "not finite at step" in found["runs"][2]["reason"]
     pictures = open_splits(few_pictures, size=16)["train"]
     for run, arm in zip(runs_of(study)[:2], means, strict=False):
-        cost = cost_of(run, pictures)
+        cost = cost_of(run, job_of(run, pictures))
         assert arm.scores["tokenizer_steps"]["value"] == cost.steps
         assert arm.scores["tokenizer_flops"]["value"] == cost.tokenizer_flops
         assert arm.scores["prior_flops"]["value"] == cost.prior_flops

@@ -35,8 +35,11 @@ def plan_of(study: StudyConfig, out: Path, arms: tuple[str, ...] = ()) -> str:
     base = study.arms[0].tokenizer
     pictures = open_splits(base.data, size=base.view.size)["train"]
     runs = runs_of(study, arms)
-    by_arm = {run.arm: run for run in runs}
-    cost_by_arm = {name: cost_of(run, pictures) for name, run in by_arm.items()}
+    by_arm = {run.arm: run for run in runs}  # of any seed: they cost the same
+    jobs: dict[str, TokenizerJob] = {}
+    for run in by_arm.values():
+        jobs[run.made_from] = jobs.get(run.made_from) or job_of(run, pictures)
+    cost_by_arm = {name: cost_of(run, jobs[run.made_from]) for name, run in by_arm.items()}
     costs = [cost_by_arm[run.arm] for run in runs]
     tokenizers = {run.made_from: cost for run, cost in zip(runs, costs, strict=True)}.values()
     rows = [["run", "state", "steps", "tokenizer FLOPs", "priors FLOPs"]]
@@ -50,10 +53,14 @@ def plan_of(study: StudyConfig, out: Path, arms: tuple[str, ...] = ()) -> str:
     return aligned([*rows, ["all", "", *_cells(total)]])
 
 
-def cost_of(run: StudyRun, pictures: Pictures) -> Cost:
-    """What the record of a run will say, from shapes alone."""
+def job_of(run: StudyRun, pictures: Pictures) -> TokenizerJob:
+    """The training of a run's tokenizer, in shapes alone."""
     with torch.random.fork_rng([]):  # a job seeds its networks, even those without numbers
-        job = TokenizerJob(run.tokenizer, pictures, World(device=torch.device("meta")))
+        return TokenizerJob(run.tokenizer, pictures, World(device=torch.device("meta")))
+
+
+def cost_of(run: StudyRun, job: TokenizerJob) -> Cost:
+    """What the record of a run will say; ``job`` trains its tokenizer."""
     flops = job.flops.of(job.steps, run.tokenizer.losses) * run.tokenizer.loop.batch
     size = run.pixels or run.tokenizer.view.size
     priors = 0.0
@@ -62,7 +69,7 @@ def cost_of(run: StudyRun, pictures: Pictures) -> Cost:
             transformer=prior.transformer,
             codebook_size=job.tokenizer.codebook_size,
             grid=job.tokenizer.grid_of(size, size),
-            num_classes=pictures.num_classes,
+            num_classes=job.pictures.num_classes,
         )
         seen = prior.loop.steps * prior.loop.batch * shape.num_tokens
         priors += 3.0 * flops_per_token(shape) * seen
