@@ -9,8 +9,10 @@ import re
 import pytest
 
 from cartok.scaling import paper
+from cartok.scaling.arm_fits import fits_of
 from cartok.scaling.grid import at_longest
 from cartok.scaling.law import Law
+from cartok.scaling.numbers import shown
 from cartok.scaling.report import write_report
 from cartok.scaling.study import rows_of_study
 from cartok.scaling.tradeoff import paper_figure, tradeoff_of
@@ -70,6 +72,46 @@ def test_parameters_stand_in_a_table_and_a_refusal_in_place_of_a_law(crossed):
     ]  # fmt: skip
     assert rows["flat"].cells == ()
     assert "scores must fall with compute" in rows["flat"].note
+
+
+@pytest.fixture
+def of_sizes(grid_study):
+    sizes = {"2x64": 200_000, "4x128": 1_000_000, "6x256": 6_000_000}
+
+    def gfd(flops, parameters, pictures):
+        return 2 + 300 / parameters**0.4 + 900 / pictures**0.5
+
+    return grid_study({"many": (64, 64, 1.5, gfd), "flat": (16, 64, 9.0, lambda *_: 9.0)}, sizes)
+
+
+def test_the_joint_form_of_several_sizes_stands_in_a_table_of_its_own(of_sizes, tmp_path):
+    many, flat = tradeoff_of(of_sizes).scores[0].joint
+    values = [cell.split(" ")[0] for cell in many.cells]
+    assert values[:6] == ["2.000", "5.704", "0.4000", "6.802", "0.5000", "1.000"]
+    assert "scores must fall" in flat.note
+    assert not flat.cells
+    (tmp_path / "study.json").write_text(json.dumps(of_sizes))
+    assert "joint form of gFD" in write_report(tmp_path).read_text()
+
+
+def test_the_best_parameters_and_pictures_spend_the_most_compute_that_was_seen(of_sizes):
+    fit = fits_of(of_sizes, "gfd")[0]
+    best = fit.joint.best_under(max(point.flops for point in fit.points))
+    assert best.parameters * best.seen == pytest.approx(6_000_000 * 256 * 8_000)
+    cells = tradeoff_of(of_sizes).scores[0].joint[0].cells
+    assert cells[6].startswith(shown(best.parameters))
+    assert cells[7].startswith(shown(best.seen))
+
+
+def test_what_a_joint_form_leaves_is_of_all_runs_not_of_the_best(of_sizes):
+    left = rows_of(tradeoff_of(of_sizes).scores[0].figures[1])
+    assert len(left) == len(fits_of(of_sizes, "gfd")[0].points) == 30
+    assert max(abs(float(row["% off the law"])) for row in left) < 0.01
+
+
+def test_one_size_of_prior_has_no_joint_form(crossed, page):
+    assert tradeoff_of(crossed).scores[0].joint == []
+    assert "joint form" not in page
 
 
 def test_which_is_best_at_either_end_and_where_it_changes_is_said(crossed):

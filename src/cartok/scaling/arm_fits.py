@@ -8,7 +8,7 @@ import numpy as np
 
 from cartok.core.errors import UserError
 from cartok.scaling.frontier import frontier_of
-from cartok.scaling.grid import GridArm, grid_of
+from cartok.scaling.grid import GridArm, Point, grid_of
 from cartok.scaling.joint import JointFit, fit_joint
 from cartok.scaling.law import LawFit, fit_law
 from cartok.scaling.numbers import Number
@@ -36,6 +36,11 @@ class ArmFit:
     joint: JointFit | None = None
     joint_refused: str = ""
     """Why there is no joint form, where there are priors of two sizes or more."""
+
+    @property
+    def points(self) -> list[Point]:
+        """Runs with this score, by rising compute: all that may be fitted."""
+        return points_with(self.arm, self.key)
 
     def drawn_scores(self, flops: float) -> np.ndarray:
         """The score at some compute, by draw; there must be a law."""
@@ -68,8 +73,13 @@ def fits_of(study: dict[str, Any], key: str) -> list[ArmFit]:
     return [_fit(arm, key, place) for place, arm in enumerate(grid_of(study))]
 
 
+def points_with(arm: GridArm, key: str) -> list[Point]:
+    """Runs of a tokenizer that have a score above 0, which has a logarithm."""
+    return [point for point in arm.points if point.scores.get(key, 0) > 0]
+
+
 def _fit(arm: GridArm, key: str, seed: int) -> ArmFit:
-    points = [point for point in arm.points if point.scores.get(key, 0) > 0]
+    points = points_with(arm, key)
     compute = [point.flops for point in points]
     scores = [point.scores[key] for point in points]
     about: dict[str, Any] = {"arm": arm, "key": key}

@@ -99,7 +99,7 @@ def plan_under(study: dict[str, Any], budget: str, device_flops: Number | None =
     if not is_grid(study):
         raise UserError(
             f"a plan needs a grid of lengths or sizes, each a run of its own, but "
-            f"'{study['name']}' is none; run one of those studies, such as cartok study "
+            f"'{study['name']}' is none; run one of those studies, such as cartok study run "
             "cifar-tradeoff"
         )
     fits = fits_of(study, KEY)

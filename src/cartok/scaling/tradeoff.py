@@ -15,6 +15,7 @@ from cartok.scaling.arm_fits import FITTED, ArmFit, fits_of
 from cartok.scaling.figures import Figure, csv_of
 from cartok.scaling.frontier import frontier_of
 from cartok.scaling.grid import GridArm, grid_of
+from cartok.scaling.joint_rows import JointRow, joint_rows
 from cartok.scaling.law import Law, LawFit
 from cartok.scaling.law_charts import LawLine, law_chart, residual_chart
 from cartok.scaling.laws_of_study import Crossing, crossings_of
@@ -45,6 +46,8 @@ class ScoreLaws:
     name: str
     figures: list[Figure]
     rows: list[LawRow]
+    joint: list[JointRow]
+    """Of tokenizers whose priors have several sizes."""
 
 
 @dataclass(frozen=True)
@@ -132,13 +135,12 @@ def _score_laws(name: str, fits: list[ArmFit], tones: dict[str, int]) -> ScoreLa
     borne = [(fit, fit.law) for fit in fits if fit.law is not None]
     if borne:
         figures.append(_residuals(name, borne, tones))
-    return ScoreLaws(name, figures, rows)
+    return ScoreLaws(name, figures, rows, joint_rows(fits, tones))
 
 
 def _points(fit: ArmFit) -> list[tuple[float, Number]]:
     """All runs of a tokenizer, fitted or not."""
-    points = [point for point in fit.arm.points if fit.key in point.scores]
-    return [(point.flops, point.scores[fit.key]) for point in points]
+    return [(point.flops, point.scores[fit.key]) for point in fit.points]
 
 
 def _law_figure(name: str, fits: list[ArmFit], tones: dict[str, int]) -> Figure:
@@ -189,22 +191,25 @@ def _law_figure(name: str, fits: list[ArmFit], tones: dict[str, int]) -> Figure:
 
 
 def _residuals(name: str, borne: list[tuple[ArmFit, LawFit]], tones: dict[str, int]) -> Figure:
-    lines = [
-        LawLine(
-            fit.arm.name,
-            tones[fit.arm.name],
-            [(x, 100 * (y / law.law.score_at(x) - 1)) for x, y in _points(fit)],
-        )
-        for fit, law in borne
-    ]
+    lines = [LawLine(fit.arm.name, tones[fit.arm.name], _left(fit, law)) for fit, law in borne]
     rows = [(line.name, *point) for line in lines for point in line.points]
     most = max(abs(y) for line in lines for _, y in line.points)
     chart = residual_chart(
         lines, f"{name} of runs against their laws: at most {shown(most)} % off."
     )
     note = "a bend shared by the runs of one tokenizer would mean that the law has the wrong form"
+    if any(fit.joint for fit, _ in borne):
+        note += "; of several sizes of prior, what the joint form leaves"
     table = csv_of(("arm", "FLOPs", "% off the law"), rows)
     return Figure(f"{name}: what the laws leave", note, Markup(chart), csv=table)
+
+
+def _left(fit: ArmFit, law: LawFit) -> list[tuple[float, float]]:
+    """% of each run's score off what was fitted: the joint form, of whose runs few are best."""
+    if fit.joint is None:
+        return [(x, 100 * (y / law.law.score_at(x) - 1)) for x, y in _points(fit)]
+    costs = [point.flops for point in fit.points]
+    return list(zip(costs, (100 * np.expm1(fit.joint.residuals)).tolist(), strict=True))
 
 
 def _curve(law: Law, seen: tuple[float, float]) -> list[tuple[float, float]]:
