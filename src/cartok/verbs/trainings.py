@@ -38,6 +38,7 @@ def study(arguments: list[str]) -> int:
     from cartok.recipes.arms import adapted
     from cartok.recipes.study import STUDIES
     from cartok.scaling.claim import claims_lines, claims_of, pairs_of
+    from cartok.scaling.grid_lines import grid_lines
     from cartok.scaling.numbers import aligned
     from cartok.scaling.study_file import read_study
 
@@ -95,9 +96,9 @@ def study(arguments: list[str]) -> int:
         arms=chosen.arms, on=chosen.on, options=chosen.options,
     )  # fmt: skip
     means = run_study(config, launch, progress_bar())
-    for table in tables_of(means):
-        print(f"{table}\n")
     study = read_study(out / "study.json")
+    for part in grid_lines(study) if config.apart else tables_of(means):
+        print(f"{part}\n")
     if claims := claims_of(study) + pairs_of(study):
         print(f"{aligned(claims_lines(claims), left=4)}\n")
     print(out / "study.json")
