@@ -1,16 +1,22 @@
 import json
 from dataclasses import replace
+from itertools import product
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cartok.core.config import ConfigError, config_of, dict_of, digest_of
 from cartok.core.errors import UserError
 from cartok.recipes import recipe_of
-from cartok.recipes.arms import StudyArm, StudyConfig, adapted, names_of
+from cartok.recipes.arms import StudyArm, StudyConfig, adapted, names_of, with_quantizer
+from cartok.recipes.grids import grid
 from cartok.recipes.prior import demo, toy
 from cartok.recipes.study import STUDIES
 from cartok.recipes.tokenizer import baseline_demo, causal_demo, causal_toy
+from cartok.recipes.yardstick import Yardstick
 from cartok.tokenizer.model import Tokenizer
+from cartok.tokenizer.quantize.fsq import FSQConfig
 
 each = pytest.mark.parametrize("name", STUDIES)
 of_the_demos_size = pytest.mark.parametrize(
@@ -97,6 +103,42 @@ def test_the_grid_for_a_gpu_has_three_sizes_for_a_joint_form_and_each_learns_by_
     assert len(nets) == 3  # two could not tell L_min from what parameters buy
     assert len({round(net.width * lr, 9) for net, lr in nets.items()}) == 1
     assert len({net.width / net.heads for net in nets}) == 1
+
+
+values = st.lists(st.integers(1, 40).map(lambda n: 4 * n), max_size=3, unique=True)
+
+
+@given(values, values, st.lists(st.floats(0, 9), max_size=3, unique=True), values)
+def test_a_grid_has_every_combination_once_and_nothing_else(codes, pixels, weights, steps):
+    axes = {"codes": codes, "pixels": pixels, "weights": weights, "steps": steps}
+    base, sizes = causal_demo(), [demo(), toy()]
+    built = grid(base, sizes, Yardstick(), **axes)
+    assert built.apart
+    made = [
+        (arm.tokenizer.model.quantizer.codebook_size, arm.tokenizer.causal.weight, arm.pixels or 32)
+        for arm in built.arms
+    ]
+    wanted = product(codes or [256], weights or [base.causal.weight], pixels or [32])
+    assert sorted(made) == sorted(wanted)
+    lengths = [(prior.transformer.width, prior.loop.steps) for prior in built.priors]
+    kept = [(size.transformer.width, size.loop.steps) for size in sizes]
+    assert lengths == [(size.transformer.width, n) for size in sizes for n in steps] or (
+        not steps and lengths == kept
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "axes", "message"),
+    [
+        (causal_demo(), {"codes": [64, 64]}, "--codes are different"),
+        (causal_demo(), {"weights": [-1.0]}, "--weights are different and not negative"),
+        (causal_demo(), {"pixels": [34]}, "multiples of 4"),
+        (with_quantizer(causal_demo(), FSQConfig()), {"codes": [64]}, "but fsq has none"),
+    ],
+)
+def test_a_grid_that_cannot_be_trained_is_refused_before_anything_is(base, axes, message):
+    with pytest.raises(UserError, match=message):
+        grid(base, [demo()], Yardstick(), **axes)
 
 
 # ------------------------------------------------------------------ the paper's ablations

@@ -4,8 +4,11 @@ Every length is a training of its own with its own schedule, as the paper's are 
 on the way of a longer one would be worse than what that length can reach.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
+from cartok.core.errors import UserError
 from cartok.layers import TransformerConfig
 from cartok.prior.train import PriorRun
 from cartok.recipes.arms import StudyArm, StudyConfig
@@ -14,6 +17,9 @@ from cartok.recipes.prior import small as small_prior
 from cartok.recipes.search import coarse_tokenizer, literal, with_codes
 from cartok.recipes.tokenizer import baseline_demo
 from cartok.recipes.yardstick import Yardstick
+from cartok.tokenizer.codec import check_size
+from cartok.tokenizer.quantize.vq import VQConfig
+from cartok.tokenizer.train import TokenizerRun
 
 CODES = 1024
 """Of the tokenizer that is shown more pixels, and of the regularised one."""
@@ -69,6 +75,47 @@ def cifar_tradeoff() -> StudyConfig:
     )  # fmt: skip
 
 
+def grid(
+    base: TokenizerRun, priors: Sequence[PriorRun], yardstick: Yardstick, *,
+    codes: Sequence[int] = (), pixels: Sequence[int] = (), weights: Sequence[float] = (),
+    steps: Sequence[int] = (),
+) -> StudyConfig:  # fmt: skip
+    """Every combination of codebooks, pixels and weights of the causal term, sizes and lengths.
+
+    What is empty stays as ``base`` and ``priors`` have it.
+
+    Raises:
+        UserError: a quantizer without a learnt codebook is to have other codes; pixels do not fit
+            the tokenizer; a value comes twice, or is negative.
+    """
+    axes = {"codes": codes, "pixels": pixels, "weights": weights, "steps": steps}
+    for name, values in axes.items():
+        if len(set(values)) < len(values) or min(values, default=0) < 0:
+            raise UserError(f"--{name} are different and not negative, but are {list(values)}")
+    kind = base.model.quantizer.kind
+    if codes and not isinstance(base.model.quantizer, VQConfig):
+        raise UserError(
+            f"--codes are sizes of a codebook that is learnt, but {kind} has none; leave them out, "
+            "or take a recipe with vq"
+        )
+    for side in pixels:
+        check_size(side, side, base.model.codec.factor)
+    arms = []
+    for number, weight, side in product(codes or (0,), weights or (None,), pixels or (0,)):
+        run = with_codes(base, number) if number else base
+        parts = [f"codes-{number}" if number else kind]
+        if weight is not None:
+            run = replace(run, causal=replace(run.causal, weight=weight))
+            parts.append(f"lambda-{weight:g}")
+        shown = 0 if side == base.view.size else side
+        parts += [f"{side}px"] if shown else []
+        arms.append(StudyArm(name="-".join(parts), tokenizer=run, pixels=shown))
+    made = [prior for size in priors for prior in (lengths_of(size, steps) if steps else [size])]
+    return StudyConfig(
+        name="grid", arms=tuple(arms), priors=tuple(made), apart=True, yardstick=yardstick
+    )
+
+
 def _narrower(prior: PriorRun, width: int, depth: int) -> PriorRun:
     """A smaller size, its learning rate in inverse proportion to its width."""
     net, optim = prior.transformer, prior.optim
@@ -80,7 +127,7 @@ def _narrower(prior: PriorRun, width: int, depth: int) -> PriorRun:
     )
 
 
-def lengths_of(prior: PriorRun, steps: tuple[int, ...]) -> tuple[PriorRun, ...]:
+def lengths_of(prior: PriorRun, steps: Sequence[int]) -> tuple[PriorRun, ...]:
     """The training at several lengths, warm-up and evaluations in proportion."""
     share = prior.optim.warmup_steps / prior.loop.steps
     return tuple(

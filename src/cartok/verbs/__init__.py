@@ -8,7 +8,8 @@ from cartok.verbs.imports import import_
 from cartok.verbs.probes import probe
 from cartok.verbs.questions import doctor, guide, inspect, plan, recipes, report, sample
 from cartok.verbs.scores import score
-from cartok.verbs.trainings import demo, extract, resume, study, train_prior, train_tokenizer
+from cartok.verbs.studies import study
+from cartok.verbs.trainings import demo, extract, resume, train_prior, train_tokenizer
 
 __all__ = ["bench", "demo", "doctor", "extract", "guide", "import_", "inspect", "plan", "probe",
            "recipes", "report", "resume", "sample", "score", "study", "train_prior",

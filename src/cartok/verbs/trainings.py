@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -26,83 +26,6 @@ def demo(arguments: list[str]) -> None:
     chosen = parse(Demo, arguments, "demo")
     launch = Launch(chosen.out, chosen.device, chosen.resume, chosen.overwrite)
     run_demo(chosen.config, launch, progress_bar())
-
-
-def study(arguments: list[str]) -> int:
-    """Runs a study, or says what it would cost; 1 if every run of it has failed."""
-    from cartok.lab.means import tables_of
-    from cartok.lab.plan import plan_of
-    from cartok.lab.records import why_none_counts
-    from cartok.lab.study import StudyLaunch, refuse_folder, run_study
-    from cartok.recipes import recipe_of
-    from cartok.recipes.arms import adapted
-    from cartok.recipes.study import STUDIES
-    from cartok.scaling.claim import claims_lines, claims_of, pairs_of
-    from cartok.scaling.grid_lines import grid_lines
-    from cartok.scaling.numbers import aligned
-    from cartok.scaling.study_file import read_study
-
-    @dataclass(frozen=True)
-    class Study:
-        """Many small trainings that answer one question; started again, it goes on.
-
-        cartok study run NAME; cartok recipes lists their names.
-        """
-
-        name: First[str]
-        out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-        """A new folder, or the study's; runs/NAME, if none is given."""
-        data: str = ""
-        """Pictures; 'photos', if nothing is given."""
-        arms: tuple[str, ...] = ()
-        """Names of arms to run now, while others wait; all, if none is given."""
-        seeds: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-        """Runs of every arm; the study's own number, if none is given."""
-        scale: float = 1.0
-        """Multiplies the steps of every training, warm-up and annealing among them."""
-        device: str = "auto"
-        """auto, cpu, cuda, cuda:N or mps."""
-        at_once: int = 0
-        """Arms at once, dealt out to all visible GPUs; 0: one a core, or four on each GPU."""
-        retry: bool = False
-        """Run again what failed before."""
-        dry_run: bool = False
-        """Print the runs and their cost, and train nothing."""
-        on: Literal["here", "slurm", "ray"] = "here"
-        """Where runs take place; slurm and ray make a job of each, on machines that see --out."""
-        options: Annotated[tuple[str, ...], tyro.conf.arg(name="with", metavar="NAME=VALUE")] = ()
-        """For such jobs, as submitit or ray.remote know them: timeout_min=240 gpus_per_node=1."""
-
-    if arguments[:1] not in (["run"], ["-h"], ["--help"], []):
-        raise UserError(f"studies are run by: cartok study run NAME; got '{arguments[0]}'")
-    chosen = parse(Study, arguments[1:] if arguments[:1] == ["run"] else arguments, "study run")
-    config = adapted(
-        recipe_of(STUDIES, chosen.name),
-        data=chosen.data,
-        seeds=chosen.seeds,
-        scale=chosen.scale,
-    )
-    out = chosen.out or Path("runs") / chosen.name
-    if chosen.at_once < 0:
-        raise UserError(f"--at-once is 0 (as many as fit) or more, but is {chosen.at_once}")
-    if chosen.dry_run:
-        refuse_folder(config, out)
-        if apart := why_none_counts(config, out):
-            print(f"{apart}\n")
-        print(plan_of(config, out, chosen.arms))
-        return 0
-    launch = StudyLaunch(
-        out=out, device=chosen.device, at_once=chosen.at_once, retry=chosen.retry,
-        arms=chosen.arms, on=chosen.on, options=chosen.options,
-    )  # fmt: skip
-    means = run_study(config, launch, progress_bar())
-    study = read_study(out / "study.json")
-    for part in grid_lines(study) if config.apart else tables_of(means):
-        print(f"{part}\n")
-    if claims := claims_of(study) + pairs_of(study):
-        print(f"{aligned(claims_lines(claims), left=4)}\n")
-    print(out / "study.json")
-    return 0 if any(arm.finished for arm in means) else 1
 
 
 def train_tokenizer(arguments: list[str]) -> int:
