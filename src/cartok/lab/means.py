@@ -4,7 +4,6 @@ from contextlib import suppress
 from typing import Any
 
 from cartok.scaling.means import LEVEL, ArmMeans, mean_of, said_by_all
-from cartok.scaling.means import arm_means as arm_means  # read from here by the study
 from cartok.scaling.numbers import Cell, aligned
 from cartok.tokenizer.doctor import Measures, gaming_of, measures_of
 

@@ -1,8 +1,8 @@
 """A study: many arms, some at once; what is recorded already is not run again.
 
 DIR/
-  study.json                    every run with its scores, each arm's means over seeds, and a
-                                grid's laws; alone, it is all that a study needs to go on elsewhere
+  study.json                    every run with its scores, and a grid's laws; alone, it is all that a
+                                study needs to go on elsewhere (its form: ``scaling.study_file``)
   tokenizers/NAME-sSEED-DIGEST/ a tokenizer, for all runs that are made from it
     tokenizer/                  its training
     32px-DIGEST/                tokens/ at a size of pictures, and tokenizer-scores.json
@@ -27,11 +27,10 @@ from cartok.core.progress import Progress
 from cartok.data.images import open_splits
 from cartok.lab.cluster import Call, Where, call_elsewhere, options_of
 from cartok.lab.inputs import ArmInputs, arm_inputs
-from cartok.lab.means import ArmMeans, arm_means
 from cartok.lab.records import (
     FILE,
     StudyRun,
-    record_of,
+    records_of,
     runs_of,
     why_none_counts,
     write_summary,
@@ -45,6 +44,7 @@ from cartok.lab.study_work import (
 )
 from cartok.lab.together import Task, Turns, new_turns, run_together, taken
 from cartok.recipes.arms import StudyConfig
+from cartok.scaling.means import ArmMeans, arm_means
 
 Work = Callable[[StudyConfig, Iterable[StudyRun], Path, ArmInputs, Progress], None]
 
@@ -88,7 +88,8 @@ def run_study(study: StudyConfig, launch: StudyLaunch, progress: Progress) -> li
     out, world = launch.out.resolve(), World.join(launch.device)
     refuse_folder(study, out)
     runs = runs_of(study, launch.arms)
-    waiting = [run for run in runs if _must_run(record_of(run, out), launch.retry)]
+    known = zip(runs, records_of(runs, out), strict=True)
+    waiting = [run for run, record in known if _must_run(record, launch.retry)]
     forget_failures(waiting, out)
     progress.say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them recorded already")
     if apart := why_none_counts(study, out):
@@ -129,7 +130,7 @@ def _run_elsewhere(
         return [(work_elsewhere, (work, study, group, out, launch.device)) for group in groups]
 
     def ended(index: int) -> None:
-        progress.advance(WHOLE, runs[index].work, counted([record_of(r, out) for r in runs]))
+        progress.advance(WHOLE, runs[index].work, counted(records_of(runs, out)))
 
     progress.say(f"jobs go to {launch.on}; they are cancelled when this process ends")
     call_elsewhere(launch.on, calls(prepare_in_turn, _shared_by_many(runs)), options, out)
