@@ -1,8 +1,8 @@
 """A study: many arms, some at once; what is recorded already is not run again.
 
 DIR/
-  study.json                    every run with its scores, and a grid's laws; alone, it is all that a
-                                study needs to go on elsewhere (its form: ``scaling.study_file``)
+  study.json                    every run with its scores, and a grid's laws; alone, it is all that
+                                a study needs to go on elsewhere (form: ``scaling.study_file``)
   tokenizers/NAME-sSEED-DIGEST/ a tokenizer, for all runs that are made from it
     tokenizer/                  its training
     32px-DIGEST/                tokens/ at a size of pictures, and tokenizer-scores.json

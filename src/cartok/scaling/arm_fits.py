@@ -1,10 +1,11 @@
 """What the runs of one tokenizer of a grid study say of a score: a law, or why there is none."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.stats import f_oneway
 
 from cartok.core.errors import UserError
 from cartok.scaling.frontier import frontier_of
@@ -94,16 +95,46 @@ def _fit(arm: GridArm, key: str, seed: int) -> ArmFit:
             joint = fit_joint(
                 parameters, pictures, scores, "images", flops_per_item=float(cost), seed=seed
             )
+            doubts = (*joint.warnings, *seeds_apart(points, joint.residuals))
+            joint = replace(joint, warnings=doubts)
             return ArmFit(**about, runs=runs, law=joint.frontier, method=_BEST_OF_SIZES,
                           joint=joint)  # fmt: skip
         except UserError as error:
             joint_refused = str(error)
         places = frontier_of(compute, scores)
         runs = tuple(points[place].run for place in places)
+        points = [points[place] for place in places]
         compute, scores = ([values[place] for place in places] for values in (compute, scores))
         method = "the runs on the frontier, which noise makes too good"
     try:
         law = fit_law(compute, scores, seed=seed)
     except UserError as error:
         return ArmFit(**about, runs=runs, refused=str(error), joint_refused=joint_refused)
+    law = replace(law, warnings=(*law.warnings, *seeds_apart(points, law.residuals)))
     return ArmFit(**about, runs=runs, law=law, method=method, joint_refused=joint_refused)
+
+
+def seeds_apart(points: list[Point], residuals: np.ndarray) -> tuple[str, ...]:
+    """Words, if the seeds' tokenizers differ beyond what scatters (an F test of residuals, 1 %).
+
+    A tokenizer's own luck is shared by all runs that are made from it, and refits to noise that is
+    drawn for each run do not know of it.
+    """
+    by_seed: dict[int, list[float]] = {}
+    for point, residual in zip(points, residuals.tolist(), strict=True):
+        by_seed.setdefault(point.seed, []).append(residual)
+    groups = list(by_seed.values())
+    if len(groups) < 2 or min(map(len, groups)) < 2 or np.ptp(residuals) < _EXACT:
+        return ()
+    if f_oneway(*groups).pvalue >= 0.01:
+        return ()
+    means = {seed: float(np.mean(some)) for seed, some in by_seed.items()}
+    low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+    return (
+        f"runs from the tokenizer of seed {high} lie {math.expm1(means[high] - means[low]):.0%} "
+        f"above those of seed {low}, all alike: intervals leave out that tokenizers of one recipe "
+        "differ, so they are too narrow",
+    )
+
+
+_EXACT = 1e-8  # of log scores, below which runs lie on their law

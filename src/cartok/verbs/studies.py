@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from cartok.core.errors import UserError
-from cartok.recipes.arms import StudyConfig, adapted
-from cartok.recipes.yardstick import Yardstick
 from cartok.verbs.arguments import First, Flat, parse, progress_bar
 
 
@@ -40,74 +38,80 @@ class Launching:
     """For such jobs, as submitit or ray.remote know them: timeout_min=240 gpus_per_node=1."""
 
 
-@dataclass(frozen=True)
-class NamedStudy(Launching):
-    """Many small trainings that answer one question; started again, it goes on.
-
-    cartok study run NAME; cartok recipes lists their names.
-    """
-
-    name: First[str] = field(kw_only=True)
-    """Of a recipe."""
-
-
-@dataclass(frozen=True)
-class Grid(Launching):
-    """Tokenizers by codes, pixels and weights, each followed by priors of several lengths.
-
-    Every combination is a run of its own with a whole schedule, so a grid grows: the same command
-    with more values runs what is new. Then cartok plan DIR answers for a budget.
-    """
-
-    tokenizer: str = "causal-demo"
-    """A recipe of stage 1, from which all tokenizers are made."""
-    codes: tuple[int, ...] = ()
-    """Sizes of the codebook; that of the recipe, if none is given."""
-    pixels: tuple[int, ...] = ()
-    """Pixels a side that tokens are made at: more give more tokens of the same tokenizer. Those of
-    its training, if none is given."""
-    weights: tuple[float, ...] = ()
-    """Of the causal term; 0 is the baseline. That of the recipe, if none is given."""
-    priors: tuple[str, ...] = ("demo",)
-    """Recipes of stage 2, one for each size."""
-    steps: tuple[int, ...] = (100, 200, 400, 800, 1600)
-    """Lengths of a prior's training, its warm-up in proportion; a law takes four or more."""
-    yardstick: Annotated[Yardstick, Flat] = field(default_factory=Yardstick)
-
-
 def study(arguments: list[str]) -> int:
     """Runs a study, or says what it would cost; 1 if every run of it has failed."""
-    from cartok.recipes import recipe_of
-    from cartok.recipes.grids import grid
-    from cartok.recipes.prior import PRIORS
-    from cartok.recipes.study import STUDIES
-    from cartok.recipes.tokenizer import TOKENIZERS
-
     if arguments[:1] == ["grid"]:
-        chosen = parse(Grid, arguments[1:], "study grid")
-        config = grid(
-            recipe_of(TOKENIZERS, chosen.tokenizer),
-            [recipe_of(PRIORS, name) for name in chosen.priors],
-            chosen.yardstick,
-            codes=chosen.codes, pixels=chosen.pixels, weights=chosen.weights, steps=chosen.steps,
-        )  # fmt: skip
-        return _go(config, chosen)
+        return _grid(arguments[1:])
     if arguments[:1] not in (["run"], ["-h"], ["--help"], []):
         raise UserError(
             "studies are run by: cartok study run NAME, or study grid with options; got "
             f"'{arguments[0]}'"
         )
+    from cartok.recipes import recipe_of
+    from cartok.recipes.study import STUDIES
+
+    @dataclass(frozen=True)
+    class NamedStudy(Launching):
+        """Many small trainings that answer one question; started again, it goes on.
+
+        cartok study run NAME; cartok recipes lists their names.
+        """
+
+        name: First[str] = field(kw_only=True)
+        """Of a recipe."""
+
     chosen = parse(
         NamedStudy, arguments[1:] if arguments[:1] == ["run"] else arguments, "study run"
     )
     return _go(recipe_of(STUDIES, chosen.name), chosen)
 
 
-def _go(config: StudyConfig, chosen: Launching) -> int:
+def _grid(arguments: list[str]) -> int:
+    from cartok.recipes import recipe_of
+    from cartok.recipes.grids import grid
+    from cartok.recipes.prior import PRIORS
+    from cartok.recipes.tokenizer import TOKENIZERS
+    from cartok.recipes.yardstick import Yardstick
+
+    @dataclass(frozen=True)
+    class Grid(Launching):
+        """Tokenizers by codes, pixels and weights, each followed by priors of several lengths.
+
+        Every combination is a run of its own with a whole schedule, so a grid grows: the same
+        command with more values runs what is new. Then cartok plan DIR answers for a budget.
+        """
+
+        tokenizer: str = "causal-demo"
+        """A recipe of stage 1, from which all tokenizers are made."""
+        codes: tuple[int, ...] = ()
+        """Sizes of the codebook; that of the recipe, if none is given."""
+        pixels: tuple[int, ...] = ()
+        """Pixels a side that tokens are made at: more give more tokens of the same tokenizer. Those
+        of its training, if none is given."""
+        weights: tuple[float, ...] = ()
+        """Of the causal term; 0 is the baseline. That of the recipe, if none is given."""
+        priors: tuple[str, ...] = ("demo",)
+        """Recipes of stage 2, one for each size."""
+        steps: tuple[int, ...] = (100, 200, 400, 800, 1600)
+        """Lengths of a prior's training, its warm-up in proportion; a law takes four or more."""
+        yardstick: Annotated[Yardstick, Flat] = field(default_factory=Yardstick)
+
+    chosen = parse(Grid, arguments, "study grid")
+    config = grid(
+        recipe_of(TOKENIZERS, chosen.tokenizer),
+        [recipe_of(PRIORS, name) for name in chosen.priors],
+        chosen.yardstick,
+        codes=chosen.codes, pixels=chosen.pixels, weights=chosen.weights, steps=chosen.steps,
+    )  # fmt: skip
+    return _go(config, chosen)
+
+
+def _go(config: Any, chosen: Launching) -> int:
     from cartok.lab.means import tables_of
     from cartok.lab.plan import plan_of
     from cartok.lab.records import why_none_counts
     from cartok.lab.study import StudyLaunch, refuse_folder, run_study
+    from cartok.recipes.arms import adapted
     from cartok.scaling.claim import claims_lines, claims_of, pairs_of
     from cartok.scaling.grid_lines import grid_lines
     from cartok.scaling.numbers import aligned
