@@ -21,7 +21,7 @@ TokenGrid = Integer[Tensor, "batch *position"]
 
 def code_usage(tokens: TokenGrid, codebook_size: int) -> float:
     """The share of codes that occur at least once, 0 to 1."""
-    return (_counts(tokens.flatten()[None], codebook_size) > 0).double().mean().item()
+    return (code_counts(tokens.flatten()[None], codebook_size) > 0).double().mean().item()
 
 
 def code_perplexity(tokens: TokenGrid, codebook_size: int) -> float:
@@ -31,7 +31,7 @@ def code_perplexity(tokens: TokenGrid, codebook_size: int) -> float:
 
 def unigram_bits(tokens: TokenGrid, codebook_size: int) -> float:
     """The entropy of a token when its position is unknown, in bits per token."""
-    return _entropy(_counts(tokens.flatten()[None], codebook_size)).item()
+    return entropy_bits(code_counts(tokens.flatten()[None], codebook_size)).item()
 
 
 def per_position_entropy(
@@ -44,9 +44,7 @@ def per_position_entropy(
     """
     found = []
     for column in tokens.flatten(1).T:  # one by one: counts of all would be gigabytes
-        counts = _counts(column[None], codebook_size)
-        missing = ((counts > 0).sum(1) - 1) / (2 * len(column) * math.log(2))
-        found.append(_entropy(counts) + (missing if corrected else 0.0))
+        found.append(entropy_bits(code_counts(column[None], codebook_size), corrected=corrected))
     return torch.cat(found).reshape(tokens.shape[1:])
 
 
@@ -98,7 +96,7 @@ def context_bits(tokens: Integer[Tensor, "picture row column"], codebook_size: i
             f"bits are measured on pictures that were not counted, which takes 4 or more, but "
             f"there are {len(tokens)}; extract more"
         )
-    _counts(tokens.flatten()[None], codebook_size)  # refuses those of another codebook
+    code_counts(tokens.flatten()[None], codebook_size)  # refuses those of another codebook
     tokens = tokens.long()
     before, above = (torch.full_like(tokens, codebook_size) for _ in range(2))
     before[:, :, 1:] = tokens[:, :, :-1]
@@ -167,8 +165,14 @@ def _bits(shares: Tensor) -> float:
     return -shares.log2().mean().item()
 
 
-def _counts(rows: Integer[Tensor, "row token"], codebook_size: int) -> Integer[Tensor, "row code"]:
-    """How often each code occurs in each row."""
+def code_counts(
+    rows: Integer[Tensor, "row token"], codebook_size: int
+) -> Integer[Tensor, "row code"]:
+    """How often each code occurs in each row.
+
+    Raises:
+        UserError: there are no tokens, or tokens of another codebook.
+    """
     if rows.numel() == 0:
         raise UserError("code statistics need at least one token, but none came; encode pictures")
     low, high = rows.min().item(), rows.max().item()
@@ -182,7 +186,12 @@ def _counts(rows: Integer[Tensor, "row token"], codebook_size: int) -> Integer[T
     return torch.bincount(cells, minlength=len(rows) * codebook_size).view(-1, codebook_size)
 
 
-def _entropy(counts: Integer[Tensor, "row code"]) -> Float[Tensor, " row"]:
-    """Bits, per row."""
-    share = counts.double() / counts.sum(1, keepdim=True)
-    return torch.special.entr(share).sum(1) / torch.log(torch.tensor(2.0, dtype=torch.float64))
+def entropy_bits(
+    counts: Integer[Tensor, "row cell"], *, corrected: bool = False
+) -> Float[Tensor, " row"]:
+    """The entropy of each row's shares, in bits; ``corrected`` as in ``per_position_entropy``."""
+    total = counts.sum(1, keepdim=True)
+    share = counts.double() / total
+    bits = torch.special.entr(share).sum(1) / math.log(2)
+    missing = ((counts > 0).sum(1) - 1) / (2 * total[:, 0] * math.log(2))
+    return bits + missing if corrected else bits
