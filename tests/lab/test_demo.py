@@ -32,6 +32,7 @@ KEYS = {
     "probe_r2_quantised", "prior_nats_per_token", "prior_bits_per_image", "seconds",
     "code_dimension", "redrawn_fd", "redrawn_kd", "redrawn_psnr_db", "redrawn_kept",
     "unigram_bits", "position_bits", "code_skew", "bits_given_left", "bits_given_above",
+    "embedding_plane",
 }  # fmt: skip
 
 

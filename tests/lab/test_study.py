@@ -368,6 +368,8 @@ def test_more_pixels_give_more_tokens_of_one_tokenizer_and_scores_of_one_size(
         skew = 1 - 2 ** (scores["position_bits"]["value"] - entropy)
         assert scores["code_skew"]["value"] == pytest.approx(skew)
         assert scores["bits_given_left"]["value"] > 0
+        assert scores["code_skew"]["receipt"]["maps"]["grid"] == bits["receipt"]["grid"]
+        assert 0 < scores["embedding_plane"]["value"] <= 1
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from cartok.core.run import read_log
 from cartok.core.shapes import Pixels, image_of_pixels, pixels_of
 from cartok.data.tokens import open_tokens, read_manifest
 from cartok.lab.arm import Arm, score_of
+from cartok.lab.code_pictures import maps_of, plane_score
 from cartok.lab.evaluations import (
     code_use,
     grid_of_pictures,
@@ -29,6 +30,7 @@ from cartok.metrics.suite import Featurised, featurise, score_pictures
 from cartok.prior.model import Prior
 from cartok.prior.train import first_views
 from cartok.sampling.sampler import Sampler, balanced_labels
+from cartok.tokenizer.model import Tokenizer
 
 _EVALUATED = "validation/nats_per_token"
 _SAMPLED, _SAMPLED_ON_GPU = 96, 2048  # at once
@@ -74,11 +76,12 @@ def tokenizer_scores(arm: Arm) -> Scores:
         "code_dimension": score_of(
             held_latents.code_dimension, "participation ratio", pictures=len(held)
         ),
-        **code_scores(arm),
+        **plane_score(held, held_latents.tokens, tokenizer),
+        **code_scores(arm, tokenizer),
     }
 
 
-def code_scores(arm: Arm) -> Scores:
+def code_scores(arm: Arm, tokenizer: Tokenizer) -> Scores:
     """How codes are spread over positions, and what a neighbour tells of one, in bits a token."""
     found = survey_tokens(arm.place("tokens"))
     counted = {"pictures": found.num_counted, "split": "train"}
@@ -87,8 +90,9 @@ def code_scores(arm: Arm) -> Scores:
         bits["bits_given_left"] = found.context.given_before
         bits["bits_given_above"] = found.context.given_above
     scores = {name: score_of(value, "bits/token", **counted) for name, value in bits.items()}
-    chance = {"by_chance": found.skew_by_chance}
-    return scores | {"code_skew": score_of(found.skew, "share", **counted, **chance)}
+    maps = maps_of(found.tokens, tokenizer)
+    drawn = {"by_chance": found.skew_by_chance} | ({"maps": maps} if maps else {})
+    return scores | {"code_skew": score_of(found.skew, "share", **counted, **drawn)}
 
 
 def prior_scores(arm: Arm, part: str) -> Scores:

@@ -46,7 +46,8 @@ class TokenSurvey:
     folder: Path
     manifest: TokenManifest
     splits: dict[Split, TokenShards]
-    num_counted: int
+    tokens: Tokens
+    """Those that are counted, of a view of each picture."""
     code_usage: float
     unigram_bits: float
     position_bits: float
@@ -56,6 +57,11 @@ class TokenSurvey:
     skew_by_chance: float
     context: ContextBits | None
     """None where there are too few pictures."""
+
+    @property
+    def num_counted(self) -> int:
+        """Pictures."""
+        return len(self.tokens)
 
 
 def holds_tokens(path: str | Path) -> bool:
@@ -81,7 +87,7 @@ def survey_tokens(folder: Path) -> TokenSurvey:
         folder=folder,
         manifest=train.manifest,
         splits=splits,
-        num_counted=len(tokens),
+        tokens=tokens,
         code_usage=code_usage(tokens, size),
         unigram_bits=unigram_bits(tokens, size),
         position_bits=per_position_entropy(tokens, size).mean().item(),

@@ -131,6 +131,10 @@ GROUPS: dict[str, dict[str, Measure]] = {
             "Dimensions of codes",
             "Directions that codes spread over alike: the participation ratio of their covariance.",
         ),
+        "embedding_plane": Measure(
+            "Variance in a plane",
+            "Of codes as they are used, in the two directions in which they vary most.",
+        ),
     },
     "Cost": {
         "tokenizer_steps": Measure(
