@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from cartok.core.errors import UserError
 from cartok.core.files import read_json, write_text
 from cartok.scaling.claim import claims_of, claims_tables, pairs_of
+from cartok.scaling.code_figures import DRAWN, demo_code_figures
 from cartok.scaling.figures import demo_figures, run_figures
 from cartok.scaling.grid import at_longest, is_grid
 from cartok.scaling.measures import ARMS, GROUPS, OTHERS, rows_of
@@ -130,6 +131,8 @@ def _demo_page(folder: Path, summary: dict[str, Any], records: dict[str, dict]) 
         gaming=gaming_sentence(rows),
         pictures=_pictures(folder / "pictures"),
         figures=demo_figures(rows, records),
+        codes=demo_code_figures(summary),
+        drawn=[*DRAWN],
         command=_command(about),
     )  # fmt: skip
 

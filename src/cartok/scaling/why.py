@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from cartok.scaling.charts import Series, position_chart
 from cartok.scaling.claim import twins_of_arms
+from cartok.scaling.code_figures import CodeFigures, code_figures
 from cartok.scaling.figures import Figure, csv_of_series
 from cartok.scaling.numbers import Number, shown, signed
 from cartok.scaling.study import rows_of_study
@@ -34,6 +35,8 @@ class Why:
     """Name, tone and cells of every arm."""
     figures: list[Figure]
     """Loss by position, of each regularised arm and the one that differs in that alone."""
+    codes: CodeFigures
+    """Where codes are used, and their vectors in the plane."""
 
 
 def why_of(study: dict[str, Any]) -> Why | None:
@@ -50,7 +53,10 @@ def why_of(study: dict[str, Any]) -> Why | None:
         for pair in twins_of_arms(study)
         if all(name in nats for name in pair)
     ]
-    return Why(list(STATISTICS.values()), rows, figures) if rows or figures else None
+    codes = code_figures(study)
+    if not (rows or figures or codes.maps or codes.planes):
+        return None
+    return Why(list(STATISTICS.values()), rows, figures, codes)
 
 
 def _nats_by_arm(study: dict[str, Any]) -> dict[str, tuple[list[float], int]]:
