@@ -81,8 +81,8 @@ def test_the_table_of_a_map_names_row_and_column_of_every_share():
 
 def test_the_words_of_a_map_are_computed_from_its_numbers():
     note = map_figure("causal", maps_of(0.75), "base", {"base": maps_of(0.5)}).note
-    assert "a code tells of its place: 0.75 (0.02 if codes were dealt out by chance)" in note
-    assert "; of base 0.50 (0.02 if" in note
+    told = "its place, 0 to 2.58: 0.75 (0.02 if codes were dealt out by chance); of base 0.50. "
+    assert told in note
     assert "the code most bound to its place, 17, fall on 1 place of 6" in note
     assert "of the freest shown, 4, on 3" in note
     assert "of base" not in map_figure("causal", maps_of(0.75), "", {}).note
@@ -219,7 +219,7 @@ def test_without_a_pair_arms_come_in_their_order_six_at_most():
 def test_of_several_seeds_the_first_is_shown_and_said():
     found = code_figures(study_of(arm_of("base"), arm_of("causal", 4.0), seeds=3))
     assert len(found.maps) == 2
-    assert "of its place: 0.25 " in found.maps[0].note
+    assert "its place, 0 to 2.58: 0.25 (" in found.maps[0].note
     assert found.about == "of seed 0 alone"
 
 
@@ -260,7 +260,7 @@ def test_the_page_of_a_demo_shows_them_side_by_side_and_no_receipt_spells_them_o
     for arm, bits in (("baseline", 0.5), ("causal", 0.75)):
         summary[arm] |= scores_of(bits)
     page = write_report(summary_only(summary)).read_text()
-    assert "of its place: 0.75 (0.02 if codes were dealt out by chance); of baseline 0.50" in page
+    assert ": 0.75 (0.02 if codes were dealt out by chance); of baseline 0.50." in page
     assert page.count("Codes in the plane: ") > 1
     assert "60 2.585" not in page
     assert "100 000000" not in page

@@ -4,6 +4,7 @@ Drawn from the receipts of ``code_skew`` and ``embedding_plane``, as ``lab.code_
 them; records from before have neither, and then there is nothing to show.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,10 +108,11 @@ def map_figure(
     """An arm's codes over the grid, and what its twin says if it is among the ``others``."""
     rows, columns = maps["grid"]
     codes = [_map_of(line) for line in maps["shown"]]
-    beside = f"; of {twin} {_bits(others[twin])}" if twin in others else ""
+    beside = f"; of {twin} {others[twin]['bits']:.2f}" if twin in others else ""
     note = (
-        f"Bits that a code tells of its place: {_bits(maps)}{beside}. Half of all uses of "
-        f"the code most bound to its place, {codes[0].code}, fall on "
+        f"Bits that a code tells of its place, 0 to {math.log2(rows * columns):.3g}: "
+        f"{maps['bits']:.2f} ({maps['by_chance']:.2f} if codes were dealt out by chance){beside}. "
+        f"Half of all uses of the code most bound to its place, {codes[0].code}, fall on "
         f"{_counted(codes[0].half, 'place')} of {rows * columns}; of the freest shown, "
         f"{codes[-1].code}, on {codes[-1].half}."
     )
@@ -150,10 +152,6 @@ def plane_figure(name: str, plane: dict[str, Any]) -> Figure:
     )  # fmt: skip
     chart = discs_chart(discs, (first, second), f"{title}. {note}")
     return Figure(title, note, Markup(chart), csv=table)
-
-
-def _bits(maps: dict[str, Any]) -> str:
-    return f"{maps['bits']:.2f} ({maps['by_chance']:.2f} if codes were dealt out by chance)"
 
 
 def _map_of(line: str) -> CodeMap:
