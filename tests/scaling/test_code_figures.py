@@ -113,6 +113,10 @@ def test_a_cell_stands_in_its_row_and_column_as_strong_as_its_use():
     assert cells(chart) == {(0, 1): 0.25, (0, 2): 0.25, (1, 0): 1.0, (1, 1): 1.0, (1, 2): 0.5}
 
 
+def test_the_code_of_one_corner_is_painted_there_alone():
+    assert cells(map_figure("base", maps_of(), "", {}).svg) == {(1, 0): 1.0}
+
+
 @given(st.lists(st.lists(st.floats(0, 10), min_size=5, max_size=5), min_size=1, max_size=4))
 def test_every_cell_is_painted_once_with_a_strength_that_rises_with_use(times):
     painted = cells(tiles_chart([Tile("a", times)], "x"))
@@ -171,6 +175,18 @@ def test_a_place_tells_nothing_of_colours_that_do_not_go_with_it():
     assert "tells 0% of how" in plane_figure("base", plane_of() | {"dots": dots}).note
     grey = "; ".join(f"{code} {rest[:-6]}808080" for code, rest in enumerate(square))
     assert "tells 0% of how" in plane_figure("base", plane_of() | {"dots": grey}).note
+
+
+def test_a_colour_counts_as_often_as_its_code_is_used():
+    """One code of 90 uses is as good as nine of 10 at its place."""
+    others = ["1 1000 0 10 ffffff", "2 0 900 10 303030", "3 -700 -400 10 a0a0a0"]
+    one, nine = (
+        plane_figure("base", plane_of() | {"dots": "; ".join([*some, *others])}).note
+        for some in (["0 -1000 0 90 000000"], ["0 -1000 0 10 000000"] * 9)
+    )
+    told = re.compile(r"tells (\d+)% of how")
+    assert told.findall(one) == told.findall(nine)
+    assert told.findall(one) != ["100"]
 
 
 def circles(svg):
