@@ -50,6 +50,11 @@ class CodeMap:
     """Of its uses, by place in raster order; near to what they were."""
 
     @property
+    def times(self) -> list[float]:
+        """The same as multiples of what even use would be."""
+        return [share * len(self.shares) for share in self.shares]
+
+    @property
     def half(self) -> int:
         """The fewest places that hold half of its uses."""
         total, places = 0.0, 0
@@ -116,14 +121,14 @@ def map_figure(
         f"{_counted(codes[0].half, 'place')} of {rows * columns}; of the freest shown, "
         f"{codes[-1].code}, on {codes[-1].half}."
     )
-    tiles = [Tile(f"{one.code}: {one.bits:.2f}", _times(one, columns)) for one in codes]
+    tiles = [Tile(f"{one.code}: {one.bits:.2f}", _rows(one.times, columns)) for one in codes]
     title = f"Where codes are used: {name}"
     table = csv_of(
-        ("code", "uses", "bits of its place", "row", "column", "share of uses"),
+        ("code", "uses", "bits of its place", "row", *(f"column {at}" for at in range(columns))),
         [
-            (one.code, one.uses, one.bits, place // columns, place % columns, f"{share:.5f}")
+            (one.code, one.uses, one.bits, row, *(f"{share:.3g}" for share in shares))
             for one in codes
-            for place, share in enumerate(one.shares)
+            for row, shares in enumerate(_rows(one.shares, columns))
         ],
     )
     return Figure(title, note, Markup(tiles_chart(tiles, f"{title}. {note}")), csv=table)
@@ -159,10 +164,8 @@ def _map_of(line: str) -> CodeMap:
     return CodeMap(int(code), int(uses), float(bits), values_of_levels(levels, float(peak)))
 
 
-def _times(one: CodeMap, columns: int) -> list[list[float]]:
-    """Uses at each place as multiples of even use, row by row."""
-    times = [share * len(one.shares) for share in one.shares]
-    return [times[start : start + columns] for start in range(0, len(times), columns)]
+def _rows(values: list[float], columns: int) -> list[list[float]]:
+    return [values[start : start + columns] for start in range(0, len(values), columns)]
 
 
 def _told_of_colour(discs: Sequence[Disc]) -> float:
