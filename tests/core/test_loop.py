@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cartok.core import loop
 from cartok.core.checkpoint import load_state
 from cartok.core.job import LoopConfig, Mover, Phase, Terms
 from cartok.core.loop import fit
@@ -36,6 +37,14 @@ def test_a_batch_in_parts_moves_the_weights_like_a_whole_one(toy, train, parts):
     assert whole.seen[:48] == in_parts.seen[:48] == list(range(48))
     assert toy.largest_difference(whole.trace[-1], in_parts.trace[-1]) < 1e-12
     assert toy.largest_difference(whole.trace[-1], whole.trace[0]) > 1e-2
+
+
+def test_the_peak_of_memory_is_the_trainings_own_not_an_earlier_ones(train, monkeypatch):
+    told = []
+    monkeypatch.setattr(loop, "forget_peak", lambda device: told.append(device.type))
+    result, _, _ = train()
+    assert result.trace
+    assert told == ["cpu"]
 
 
 class HandJob:

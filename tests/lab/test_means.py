@@ -41,12 +41,22 @@ def test_a_score_that_was_not_finite_is_missing():
     assert second[3:5] == ["-", "-"]
 
 
-def test_a_regulariser_that_was_won_without_helping_is_named_beside_its_twin():
-    def arm(name, r2_latents, r2_codes):
-        values = {"latent_variance": 0.1, "next_latent_r2": r2_latents}
-        values["probe_r2_quantised"] = r2_codes
-        return ArmMeans(name, 1, [], {key: score(value) for key, value in values.items()})
+def arm(name, r2_latents, r2_codes):
+    values = {"latent_variance": 0.1, "next_latent_r2": r2_latents}
+    values["probe_r2_quantised"] = r2_codes
+    return ArmMeans(name, 1, [], {key: score(value) for key, value in values.items()})
 
+
+def test_of_a_grid_each_tokenizer_is_warned_of_once_not_every_run():
+    priors = ("2x64-500", "2x64-1000", "4x128-500")
+    arms = [arm(f"none@{prior}", 0.3, 0.2) for prior in priors]
+    arms += [arm(f"gamed@{prior}", 0.9, 0.2) for prior in priors[1:]]  # the first has not run
+    twins = {f"gamed@{prior}": f"none@{prior}" for prior in priors}
+    (warning,) = warnings_of(arms, twins)
+    assert warning.startswith("gamed: hidden prediction")
+
+
+def test_a_regulariser_that_was_won_without_helping_is_named_beside_its_twin():
     arms = [arm("none", 0.3, 0.2), arm("good", 0.6, 0.5), arm("gamed", 0.9, 0.2)]
     (warning,) = warnings_of(arms, {"good": "none", "gamed": "none", "gone": "none"})
     assert warning.startswith("gamed: hidden prediction")

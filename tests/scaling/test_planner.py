@@ -66,6 +66,9 @@ def test_hours_are_counted_by_what_the_studys_runs_did_in_a_second(crossed):
     assert plan.best.seconds == pytest.approx(360)
     assert plan.device == "cuda: one GPU"
     assert plan.best.peak_memory_bytes == 3_000_000_000
+    lean = next(run for run in crossed["runs"] if run["arm"] == f"{plan.best.arm}@6x256-500")
+    lean["scores"]["prior_flops"]["receipt"]["peak_memory_bytes"] = 2_000_000_000
+    assert plan_under(crossed, "0.1gpuh").best.peak_memory_bytes == 2_000_000_000
     faster = plan_under(crossed, "0.1gpuh", 2e13)
     assert faster.best.flops == pytest.approx(2 * plan.best.flops)
     assert faster.best.seconds == pytest.approx(360)
@@ -168,7 +171,7 @@ def test_the_command_prints_the_plan_and_writes_it_without_importing_torch(cross
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     table, _, words = done.stdout.partition("\n\n")
     assert table.splitlines()[1].startswith("small ")
-    assert words.startswith("Train a prior of 6,000,000 parameters (nearest in the study: 6x256)")
+    assert words.startswith("Train a prior of 6M parameters (nearest in the study: 6x256)")
     written = json.loads((tmp_path / "plan.json").read_text())
     assert written["arms"][0]["arm"] == "small"
     assert written["sentences"] == words.splitlines()

@@ -87,7 +87,8 @@ def of_sizes(grid_study):
 def test_the_joint_form_of_several_sizes_stands_in_a_table_of_its_own(of_sizes, tmp_path):
     many, flat = tradeoff_of(of_sizes).scores[0].joint
     values = [cell.split(" ")[0] for cell in many.cells]
-    assert values[:6] == ["2.000", "5.704", "0.4000", "6.802", "0.5000", "1.000"]
+    assert values[:4] == ["2.000", "0.4000", "0.5000", "1.000"]
+    assert values[6:] == ["5.704", "6.802"]
     assert "scores must fall" in flat.note
     assert not flat.cells
     (tmp_path / "study.json").write_text(json.dumps(of_sizes))
@@ -99,8 +100,8 @@ def test_the_best_parameters_and_pictures_spend_the_most_compute_that_was_seen(o
     best = fit.joint.best_under(max(point.flops for point in fit.points))
     assert best.parameters * best.seen == pytest.approx(6_000_000 * 256 * 8_000)
     cells = tradeoff_of(of_sizes).scores[0].joint[0].cells
-    assert cells[6].startswith(shown(best.parameters))
-    assert cells[7].startswith(shown(best.seen))
+    assert cells[4].startswith(shown(best.parameters))
+    assert cells[5].startswith(shown(best.seen))
 
 
 def test_what_a_joint_form_leaves_is_of_all_runs_not_of_the_best(of_sizes):

@@ -12,7 +12,8 @@ class Clock:
     """Counts on from what an earlier try had taken.
 
     Seconds are of steps alone. Joules are those of the whole device since the try began, with its
-    evaluations and whatever else ran there: a share of them where several trainings share a GPU.
+    evaluations and whatever else ran there: where several trainings share a GPU each is charged
+    with all of them, so that their sum is too high.
     """
 
     def __init__(self, device: torch.device):

@@ -38,7 +38,7 @@ from cartok.core.parallel import World, backward, clip_gradients, divides
 from cartok.core.precision import computing_in
 from cartok.core.progress import Tick
 from cartok.core.readings import Reading, Readings
-from cartok.core.run import Run
+from cartok.core.run import Run, forget_peak
 from cartok.core.sentinel import Sentinel
 from cartok.core.snapshot import Buffers, put_training, tensors_of_training
 
@@ -97,6 +97,7 @@ class _Fit:
         self.replayed = _replayed(job, config, run.world)
         self.drawn = 0  # batches, also those that moved nothing
         self.clock = Clock(run.world.device)
+        forget_peak(run.world.device)
         self.best = math.inf
         self.values: dict[str, float] = {}
 

@@ -196,8 +196,14 @@ def provenance(world: World) -> dict[str, Any]:
     }
 
 
+def forget_peak(device: torch.device) -> None:
+    """Begins to look for a GPU's peak anew: another training may have had it in this process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory this process has held: on the GPU if it computes there, else resident."""
+    """The most memory this process has held: on the GPU since ``forget_peak``, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -30,8 +30,8 @@ from cartok.lab.timing import (
     GIB,
     Ceilings,
     ceilings_of,
+    clear_memory,
     enough_memory,
-    forget_peak,
     peak_of,
     seconds_of,
 )
@@ -194,7 +194,7 @@ class _Bench:
         )
 
     def ceilings(self, when: str) -> Ceilings:
-        forget_peak(self.device)
+        clear_memory(self.device)
         found = ceilings_of(self.device, self.bench.tiny)
         self.add(f"ceiling.matmul_{when}", found.matmul / 1e12, "TFLOP/s")
         self.add(f"ceiling.copy_{when}", found.copy / 1e12, "TB/s")
@@ -252,7 +252,7 @@ class _Bench:
                 "decode": lambda: tokenizer.image_of(tokens),
             }
             for name, action in actions.items():
-                forget_peak(self.device)
+                clear_memory(self.device)
                 seconds = seconds_of(action, self.device, calls=1 if self.bench.tiny else 2)
                 self.rates(name, num, seconds, flops[name], ceilings)
                 self.add(f"{name}.memory", peak_of(self.device).allocated / GIB, "GiB")

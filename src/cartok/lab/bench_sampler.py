@@ -20,8 +20,8 @@ from cartok.lab.steps import Timed
 from cartok.lab.timing import (
     GIB,
     ceilings_of,
+    clear_memory,
     enough_memory,
-    forget_peak,
     peak_of,
     refuse_slow,
     synchronise,
@@ -138,7 +138,7 @@ class _NoPictures:
 
 def _time(prior: Prior, num: int, guidance: float, device: torch.device) -> Timed:
     """Whole batches, once whatever is recorded has been; the first are two, which warm up."""
-    forget_peak(device)
+    clear_memory(device)
     sampler = Sampler(prior, _NoPictures())
     labels = balanced_labels(num, prior.config.num_classes)
 

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from typing import Any
 
+from cartok.scaling.grid import arm_name
 from cartok.scaling.means import LEVEL, ArmMeans, mean_of, said_by_all
 from cartok.scaling.numbers import Cell, aligned
 from cartok.tokenizer.doctor import Measures, gaming_of, measures_of
@@ -57,14 +58,15 @@ _ALIKE = {
 
 
 def warnings_of(arms: list[ArmMeans], twins: dict[str, str]) -> list[str]:
-    """Warnings that a regulariser was won without helping, against each arm's weight-0 twin."""
-    known = _measured(arms)
-    return [
-        f"{name}: {line}"
-        for name, twin in twins.items()
-        if name in known and twin in known
-        for line in gaming_of(known[name], known[twin])
-    ]
+    """Warnings that a regulariser was won without helping, against each arm's weight-0 twin.
+
+    They speak of tokenizers, so of a grid the first prior that has them speaks for all.
+    """
+    known, found = _measured(arms), {}
+    for name, twin in twins.items():
+        if name in known and twin in known:
+            found.setdefault(arm_name(name), gaming_of(known[name], known[twin]))
+    return [f"{name}: {line}" for name, lines in found.items() for line in lines]
 
 
 def scored_unlike(records: list[dict[str, Any]]) -> list[str]:

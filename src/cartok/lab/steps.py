@@ -29,7 +29,7 @@ from cartok.data.pictures import Pictures
 from cartok.data.stores import FolderStore
 from cartok.data.tokens import TokenBatch
 from cartok.frozen import lpips_of
-from cartok.lab.timing import Peak, forget_peak, peak_of
+from cartok.lab.timing import Peak, clear_memory, peak_of
 from cartok.prior.train import PriorJob
 from cartok.tokenizer.cost import count_flops
 from cartok.tokenizer.setup import TokenizerRun
@@ -118,7 +118,7 @@ def time_steps(
     job: TokenizerJob, pixels: Pixels, pace: Pace, without: tuple[str, ...] = ()
 ) -> Timed:
     """Times steps on one batch, and looks at their memory; see ``step_seconds``."""
-    forget_peak(job.world.device)
+    clear_memory(job.world.device)
     taken = step_seconds(job, pixels, pace.warm + pace.counted, without=without)
     return Timed(taken[0], taken[pace.warm :], peak_of(job.world.device))
 
@@ -144,7 +144,7 @@ def step_seconds(
 
 def time_prior_steps(job: PriorJob, batch: TokenBatch, pace: Pace) -> Timed:
     """Times a prior's steps on one batch, and looks at their memory. Weights move."""
-    forget_peak(job.world.device)
+    clear_memory(job.world.device)
     taken = _seconds(_OnOneBatch(job, batch, pace.warm + pace.counted), "prior")
     return Timed(taken[0], taken[pace.warm :], peak_of(job.world.device))
 

@@ -14,7 +14,7 @@ import torch
 
 from cartok.core.errors import UserError
 from cartok.core.parallel import World
-from cartok.core.run import peak_memory_bytes
+from cartok.core.run import forget_peak, peak_memory_bytes
 
 GIB = 2**30
 _CALLS, _REPEATS = 16, 5
@@ -32,7 +32,7 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Peak:
-    """The most memory since ``forget_peak``, in bytes; on the CPU, of the process's whole life."""
+    """The most memory since ``clear_memory``, in bytes; on the CPU, of the process's whole life."""
 
     allocated: int
     """By tensors."""
@@ -74,16 +74,16 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def forget_peak(device: torch.device) -> None:
+def clear_memory(device: torch.device) -> None:
     """Gives back what no tensor needs, and begins to look for the peak anew."""
     gc.collect()  # a job and its phases hold each other
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+    forget_peak(device)
 
 
 def peak_of(device: torch.device) -> Peak:
-    """The most memory since ``forget_peak``."""
+    """The most memory since ``clear_memory``."""
     allocated = peak_memory_bytes(device)
     if device.type != "cuda":
         return Peak(allocated, allocated)

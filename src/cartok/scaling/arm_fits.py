@@ -131,7 +131,7 @@ def seeds_apart(points: list[Point], residuals: np.ndarray) -> tuple[str, ...]:
     means = {seed: float(np.mean(some)) for seed, some in by_seed.items()}
     low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
     return (
-        f"runs from the tokenizer of seed {high} lie {math.expm1(means[high] - means[low]):.0%} "
+        f"runs from the tokenizer of seed {high} lie {math.expm1(means[high] - means[low]):.1%} "
         f"above those of seed {low}, all alike: intervals leave out that tokenizers of one recipe "
         "differ, so they are too narrow",
     )

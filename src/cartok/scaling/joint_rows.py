@@ -15,8 +15,8 @@ class JointRow:
     arm: str
     tone: int
     cells: tuple[str, ...]
-    """L_min, A, a, B, b and R2, and the best parameters and pictures under the most compute that
-    was seen; empty if there is no form."""
+    """L_min, a, b, R2, the best parameters and pictures under the most compute that was seen, log A
+    and log B; empty if there is no form."""
     note: str
 
 
@@ -30,14 +30,17 @@ def _row(fit: ArmFit, tone: int) -> JointRow:
     if joint is None:
         return JointRow(fit.arm.name, tone, (), fit.joint_refused or fit.refused)
     law = joint.law
-    values = (
-        ("l_min", law.l_min), ("log_a", law.log_a), ("a", law.a), ("log_b", law.log_b),
-        ("b", law.b),
-    )  # fmt: skip
-    cells = [f"{shown(value)} {span(joint.interval(name))}" for name, value in values]
     best, note = _best(joint)
     sizes = ("–", "–") if best is None else _sizes(best)
-    return JointRow(fit.arm.name, tone, (*cells, f"{joint.r2:.3f}", *sizes), note)
+    l_min, a, b, log_a, log_b = (
+        f"{shown(value)} {span(joint.interval(name))}"
+        for name, value in (
+            ("l_min", law.l_min), ("a", law.a), ("b", law.b), ("log_a", law.log_a),
+            ("log_b", law.log_b),
+        )
+    )  # fmt: skip
+    cells = (l_min, a, b, f"{joint.r2:.3f}", *sizes, log_a, log_b)
+    return JointRow(fit.arm.name, tone, cells, note)
 
 
 def _best(joint: JointFit) -> tuple[Choice | None, str]:

@@ -47,8 +47,9 @@ class ArmPlan:
     extrapolated: bool = False
     seconds: float | None = None
     peak_memory_bytes: Number | None = None
+    """The least that a run of that size has taken."""
     like: str = ""
-    """The run of which time and memory were taken."""
+    """The run of whose time that of a FLOP was taken."""
     first: float = 0.0
     """The share of refits in which it is the best of all."""
     warnings: tuple[str, ...] = ()
@@ -129,7 +130,7 @@ def sentences_of(plan: Plan) -> list[str]:
     """The plan in words."""
     best = plan.best
     found = [
-        f"Train a prior of {shown(round(best.parameters))} parameters (nearest in the study: "
+        f"Train a prior of {_millions(best.parameters)} parameters (nearest in the study: "
         f"{best.size}) on the tokens of {best.arm}, {best.tokens} of {best.codes:,} codes a "
         f"picture, for {best.steps:,} steps of {best.batch}: {shown(best.flops)} FLOPs.",
         f"Its gFD is expected to be {shown(best.score)}, 90 % interval {_ends(best)}; that is "
@@ -144,9 +145,9 @@ def sentences_of(plan: Plan) -> list[str]:
         memory = best.peak_memory_bytes
         room = "" if memory is None else f" and {memory / 1e9:.3g} GB"
         found.append(
-            f"It takes about {_time(best.seconds)}{room}, by the time of a FLOP on {plan.device} "
-            f"and the memory of {best.like}; runs of a study share their device, so alone it may "
-            "be quicker."
+            f"It takes about {_time(best.seconds)}{room}, by the time of a FLOP of {best.like} on "
+            f"{plan.device} and the memory of {best.size}; runs of a study share their device, so "
+            "alone it may be quicker."
         )
     found += [f"{arm.arm} is left out: {arm.refused}." for arm in plan.arms if arm.refused]
     found += [f"Note: {warning}." for warning in best.warnings]
@@ -156,7 +157,7 @@ def sentences_of(plan: Plan) -> list[str]:
 
 
 def rows_of(plan: Plan) -> list[list[str]]:
-    """A table: its headings, then every tokenizer."""
+    """A table: its headings, then every tokenizer, with the prior's parameters."""
     rows = [["arm", "tokens", "codes", "prior", "steps", "gFD", "best in", "time", ""]]
     for arm in plan.arms:
         if arm.refused:
@@ -164,7 +165,8 @@ def rows_of(plan: Plan) -> list[list[str]]:
             continue
         took = "-" if arm.seconds is None else _time(arm.seconds)
         rows.append(
-            [arm.arm, str(arm.tokens), f"{arm.codes:,}", arm.size, f"{arm.steps:,}",
+            [arm.arm, str(arm.tokens), f"{arm.codes:,}", _millions(arm.parameters),
+             f"{arm.steps:,}",
              f"{shown(arm.score)} {_ends(arm)}", f"{arm.first:.0%}", took,
              "beyond the runs" if arm.extrapolated else ""]
         )  # fmt: skip
@@ -187,13 +189,15 @@ def _arm_plan(fit: ArmFit, budget: str, device: str, device_flops: Number | None
     cost = median(p.flops / p.pictures / p.parameters for p in arm.points)  # of one, for one
     batch = round(of_size.pictures / of_size.steps)
     speed = device_flops or speed
+    # Of the runs of a process all but the first may have been charged with an earlier one's.
+    memory = [p.peak_memory_bytes for p in runs if p.size == of_size.size and p.peak_memory_bytes]
     return replace(
         plan, flops=flops, parameters=parameters, size=of_size.size, batch=batch,
         steps=max(1, round(flops / (cost * parameters * batch))),
         score=prediction.score, interval=prediction.interval,
         extrapolated=prediction.extrapolated,
         seconds=flops / speed if speed else None,
-        peak_memory_bytes=None if like is None else like.peak_memory_bytes,
+        peak_memory_bytes=min(memory, default=None),
         like="" if like is None else f"{arm.name}@{like.prior}", warnings=fit.law.warnings,
     )  # fmt: skip
 
@@ -262,6 +266,10 @@ def _refusal(plans: list[ArmPlan], fits: list[ArmFit], budget: str) -> str:
 def _ends(arm: ArmPlan) -> str:
     assert arm.interval is not None, "every prediction has one"
     return f"[{shown(arm.interval.low)}, {shown(arm.interval.high)}]"
+
+
+def _millions(parameters: float) -> str:
+    return f"{parameters / 1e6:.3g}M"
 
 
 def _time(seconds: float) -> str:

@@ -71,7 +71,7 @@ class TradeOff:
     """Which tokenizer is best at the least and at the most compute that all have seen."""
     scores: list[ScoreLaws]
     lengths: list[str]
-    """Headings: priors by rising compute."""
+    """Headings: priors by size, then by steps."""
     rows: list[LengthRow]
     crossings: dict[str, list[str]]
     """Sentences by what the two tokenizers differ in."""
@@ -85,10 +85,11 @@ def tradeoff_of(study: dict[str, Any]) -> TradeOff:
     arms = grid_of(study)
     tones = {arm.name: place for place, arm in enumerate(arms)}
     by_key = {key: fits_of(study, key) for key in FITTED}
-    priors: dict[str, float] = {}
+    priors: dict[str, tuple[int, int]] = {}
     for arm in arms:
         for point in arm.points:
-            priors[point.prior] = min(point.flops, priors.get(point.prior, math.inf))
+            place = point.parameters, point.steps
+            priors[point.prior] = min(place, priors.get(point.prior, place))
     lengths = sorted(priors, key=priors.__getitem__)
     return TradeOff(
         legend=[(tone, name) for name, tone in tones.items()],
