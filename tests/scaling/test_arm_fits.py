@@ -1,5 +1,7 @@
 """What a tokenizer's runs are fitted to, and what is to be doubted of the fit."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ def made_of(grid_study, noise, sizes=None):
 
 def warned(study):
     (fit,) = fits_of(study, "gfd")
-    return [text for text in fit.law.warnings if "tokenizer of seed" in text]
+    return [text for text in fit.law.warnings if "one of its" in text]
 
 
 @pytest.mark.parametrize("sizes", [None, SIZES])
@@ -27,9 +29,28 @@ def test_a_tokenizer_whose_luck_all_its_runs_share_is_warned_of(grid_study, size
     for run in study["runs"]:
         run["scores"]["gfd"]["value"] *= 1.2 if run["seed"] == 1 else 1.0
     (text,) = warned(study)
-    assert text.startswith("runs from the tokenizer of seed 1 lie ")
+    assert text.startswith("runs from one of its 2 tokenizers lie ")
     assert 17 <= float(text.partition("lie ")[2].partition("%")[0]) <= 23
-    assert "above those of seed 0" in text
+
+
+def test_intervals_are_as_wide_as_tokenizers_of_one_recipe_differ(grid_study):
+    arms = {
+        name: (codes, 64, 3.5, lambda flops, n, d: LAW.score_at(flops))
+        for name, codes in (("one", 64), ("two", 256), ("three", 1024))
+    }
+    study = grid_study(arms, noise=0.01)
+    before = [fit.law.interval("l_min") for fit in fits_of(study, "gfd")]
+    for run in study["runs"]:
+        factor = 1.1 if run["arm"].startswith("one") else 1.0
+        run["scores"]["gfd"]["value"] *= factor if run["seed"] == 1 else 1 / factor
+    fits = fits_of(study, "gfd")
+    assert fits[0].tokenizers_differ == pytest.approx(math.log(1.21) / math.sqrt(2 * 3), rel=0.15)
+    for fit, interval in zip(fits, before, strict=True):  # also of those that were lucky
+        assert fit.tokenizers_differ == fits[0].tokenizers_differ
+        drawn = np.log(fit.drawn_scores(1e15))
+        assert drawn.std() > 0.8 * fit.tokenizers_differ / math.sqrt(2)
+        now = fit.law.interval("l_min")
+        assert now.high - now.low > interval.high - interval.low
 
 
 def test_runs_on_their_law_and_single_seeds_are_not_doubted(grid_study):

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import f_oneway
 
 from cartok.core.errors import UserError
 from cartok.scaling.frontier import frontier_of
 from cartok.scaling.grid import GridArm, Point, grid_of
 from cartok.scaling.joint import JointFit, fit_joint
 from cartok.scaling.law import LawFit, fit_law
+from cartok.scaling.luck import groups_of, moved, seeds_apart, spread_of
 from cartok.scaling.numbers import Number
 
 FITTED = {"gfd": "gFD", "prior_bits_per_image": "bits/image"}
@@ -37,6 +37,8 @@ class ArmFit:
     joint: JointFit | None = None
     joint_refused: str = ""
     """Why there is no joint form, where there are priors of two sizes or more."""
+    tokenizers_differ: float | None = None
+    """By what share tokenizers of one recipe differ, over all recipes; see ``luck.spread_of``."""
 
     @property
     def points(self) -> list[Point]:
@@ -57,6 +59,14 @@ class ArmFit:
         return scores + np.exp(log_b - b * math.log(pictures))
 
     @property
+    def by_seed(self) -> list[list[float]]:
+        """Residuals of log scores, a group for each seed, which is a tokenizer."""
+        if self.joint is not None:
+            return groups_of(self.points, self.joint.residuals)
+        fitted = [point for point in self.points if point.run in self.runs]
+        return [] if self.law is None else groups_of(fitted, self.law.residuals)
+
+    @property
     def noise(self) -> float:
         """The variance of a run's log score around what was fitted."""
         assert self.law is not None, self.refused
@@ -69,9 +79,29 @@ class ArmFit:
 def fits_of(study: dict[str, Any], key: str) -> list[ArmFit]:
     """Every tokenizer's law of a score, or the refusal in its place.
 
-    Draws of different tokenizers are independent of each other.
+    Draws of different tokenizers are independent of each other. They count with what tokenizers of
+    one recipe differ by, which refits to noise that is drawn for each run do not know of.
     """
-    return [_fit(arm, key, place) for place, arm in enumerate(grid_of(study))]
+    fits = [_fit(arm, key, place) for place, arm in enumerate(grid_of(study))]
+    share = spread_of([fit.by_seed for fit in fits])
+    return [_with_luck(fit, share, place) for place, fit in enumerate(fits)]
+
+
+def _with_luck(fit: ArmFit, share: float | None, seed: int) -> ArmFit:
+    """The fit with draws of log scores that move as a whole, as the mean of its tokenizers may."""
+    if fit.law is None or not share:
+        return replace(fit, tokenizers_differ=share)
+    seeds = len({point.seed for point in fit.points})
+    luck = (
+        share
+        / math.sqrt(seeds)
+        * np.random.default_rng((seed, 1)).standard_normal(len(fit.law.draws))
+    )
+    law, joint = replace(fit.law, draws=moved(fit.law.draws, luck)), fit.joint
+    if joint is not None:
+        joint = replace(joint, draws=moved(joint.draws, luck))
+        law = joint.frontier
+    return replace(fit, law=law, joint=joint, tokenizers_differ=share)
 
 
 def points_with(arm: GridArm, key: str) -> list[Point]:
@@ -95,7 +125,7 @@ def _fit(arm: GridArm, key: str, seed: int) -> ArmFit:
             joint = fit_joint(
                 parameters, pictures, scores, "images", flops_per_item=float(cost), seed=seed
             )
-            doubts = (*joint.warnings, *seeds_apart(points, joint.residuals))
+            doubts = (*joint.warnings, *seeds_apart(groups_of(points, joint.residuals)))
             joint = replace(joint, warnings=doubts)
             return ArmFit(**about, runs=runs, law=joint.frontier, method=_BEST_OF_SIZES,
                           joint=joint)  # fmt: skip
@@ -110,31 +140,5 @@ def _fit(arm: GridArm, key: str, seed: int) -> ArmFit:
         law = fit_law(compute, scores, seed=seed)
     except UserError as error:
         return ArmFit(**about, runs=runs, refused=str(error), joint_refused=joint_refused)
-    law = replace(law, warnings=(*law.warnings, *seeds_apart(points, law.residuals)))
+    law = replace(law, warnings=(*law.warnings, *seeds_apart(groups_of(points, law.residuals))))
     return ArmFit(**about, runs=runs, law=law, method=method, joint_refused=joint_refused)
-
-
-def seeds_apart(points: list[Point], residuals: np.ndarray) -> tuple[str, ...]:
-    """Words, if the seeds' tokenizers differ beyond what scatters (an F test of residuals, 1 %).
-
-    A tokenizer's own luck is shared by all runs that are made from it, and refits to noise that is
-    drawn for each run do not know of it.
-    """
-    by_seed: dict[int, list[float]] = {}
-    for point, residual in zip(points, residuals.tolist(), strict=True):
-        by_seed.setdefault(point.seed, []).append(residual)
-    groups = list(by_seed.values())
-    if len(groups) < 2 or min(map(len, groups)) < 2 or np.ptp(residuals) < _EXACT:
-        return ()
-    if f_oneway(*groups).pvalue >= 0.01:
-        return ()
-    means = {seed: float(np.mean(some)) for seed, some in by_seed.items()}
-    low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-    return (
-        f"runs from the tokenizer of seed {high} lie {math.expm1(means[high] - means[low]):.1%} "
-        f"above those of seed {low}, all alike: intervals leave out that tokenizers of one recipe "
-        "differ, so they are too narrow",
-    )
-
-
-_EXACT = 1e-8  # of log scores, below which runs lie on their law

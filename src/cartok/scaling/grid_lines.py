@@ -4,6 +4,7 @@ from typing import Any
 
 from cartok.scaling.arm_fits import ArmFit, fits_of
 from cartok.scaling.laws_of_study import crossings_of
+from cartok.scaling.luck import words_of
 from cartok.scaling.numbers import aligned, shown, span
 
 
@@ -13,6 +14,8 @@ def grid_lines(study: dict[str, Any]) -> list[str]:
     failed = [run for run in study["runs"] if run["status"] == "failed"]
     rows = [["arm", "codes", "tokens", "rFD", "runs", "best gFD", "of prior", "L_min", "alpha"]]
     found = [aligned([*rows, *map(_row, fits)])]
+    if any(fit.law for fit in fits):
+        found.append(words_of(fits[0].tokenizers_differ, "gFD"))
     found += [f"{fit.arm.name}: no law of gFD: {fit.refused}" for fit in fits if fit.refused]
     found += [crossing.words for crossing in crossings_of(fits) if crossing.is_seen]
     return found + [f"failed: {run['arm']}-s{run['seed']}: {run['reason']}" for run in failed]

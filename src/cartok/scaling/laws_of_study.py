@@ -77,7 +77,8 @@ def laws_of(study: dict[str, Any]) -> dict[str, Any]:
     """Laws and crossings of a grid study, as ``study.json`` keeps them.
 
     A law names the runs behind it, by rising compute; what it was fitted to stands with those. In
-    place of a law that the runs do not bear stands ``refused``, why in words.
+    place of a law that the runs do not bear stands ``refused``, why in words. ``luck.spread_of``
+    is what ``tokenizers_differ`` by.
     """
     by_key = {key: fits_of(study, key) for key in FITTED}
     arms = {
@@ -92,6 +93,7 @@ def laws_of(study: dict[str, Any]) -> dict[str, Any]:
     return {
         "compute": "FLOPs of the prior's training, strictly counted",
         "flops_per_paper_unit": FLOPS_PER_PAPER_UNIT,
+        "tokenizers_differ": {key: fits[0].tokenizers_differ for key, fits in by_key.items()},
         "arms": arms,
         "crossings": [_crossing_json(found) for found in crossings_of(by_key["gfd"])],
     }

@@ -17,6 +17,7 @@ from cartok.scaling.arm_fits import ArmFit, fits_of
 from cartok.scaling.bands import REACH, Prediction
 from cartok.scaling.grid import Point, is_grid
 from cartok.scaling.law import LawFit
+from cartok.scaling.luck import words_of
 from cartok.scaling.next_run import NextRun, next_run
 from cartok.scaling.numbers import Interval, Number, shown
 from cartok.scaling.units import budget_of
@@ -69,6 +70,8 @@ class Plan:
     has_one_size: bool
     """All of its priors are of one size, so nothing is said of others."""
     next_run: NextRun | None
+    tokenizers_differ: float | None = None
+    """See ``luck.spread_of``."""
 
     @property
     def best(self) -> ArmPlan:
@@ -123,6 +126,7 @@ def plan_under(study: dict[str, Any], budget: str, device_flops: Number | None =
         arms=(*(plans[place] for place in order), *refused),
         has_one_size=all(len(fit.arm.sizes) == 1 for fit, _ in borne),
         next_run=next_run(borne[order[0]][0], plans[order[0]].flops),
+        tokenizers_differ=fits[0].tokenizers_differ,
     )
 
 
@@ -149,6 +153,7 @@ def sentences_of(plan: Plan) -> list[str]:
             f"{plan.device} and the memory of {best.size}; runs of a study share their device, so "
             "alone it may be quicker."
         )
+    found.append(words_of(plan.tokenizers_differ, HEADING))
     found += [f"{arm.arm} is left out: {arm.refused}." for arm in plan.arms if arm.refused]
     found += [f"Note: {warning}." for warning in best.warnings]
     if plan.next_run is not None:

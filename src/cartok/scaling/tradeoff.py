@@ -19,6 +19,7 @@ from cartok.scaling.joint_rows import JointRow, joint_rows
 from cartok.scaling.law import Law, LawFit
 from cartok.scaling.law_charts import LawLine, law_chart, residual_chart
 from cartok.scaling.laws_of_study import Crossing, crossings_of
+from cartok.scaling.luck import words_of
 from cartok.scaling.numbers import Interval, Number, shown, span
 from cartok.scaling.study import families_of
 from cartok.scaling.units import FLOPS_PER_PAPER_UNIT
@@ -48,6 +49,8 @@ class ScoreLaws:
     rows: list[LawRow]
     joint: list[JointRow]
     """Of tokenizers whose priors have several sizes."""
+    luck: str
+    """What intervals know of how tokenizers of one recipe differ."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,8 @@ def _score_laws(name: str, fits: list[ArmFit], tones: dict[str, int]) -> ScoreLa
     borne = [(fit, fit.law) for fit in fits if fit.law is not None]
     if borne:
         figures.append(_residuals(name, borne, tones))
-    return ScoreLaws(name, figures, rows, joint_rows(fits, tones))
+    luck = words_of(fits[0].tokenizers_differ, name) if borne else ""
+    return ScoreLaws(name, figures, rows, joint_rows(fits, tones), luck)
 
 
 def _points(fit: ArmFit) -> list[tuple[float, Number]]:
@@ -181,6 +185,7 @@ def _law_figure(name: str, fits: list[ArmFit], tones: dict[str, int]) -> Figure:
     return Figure(
         f"{name} over the compute of the prior's training",
         "a mark is a run, a line a law, a shade its 90 % band"
+        + (", that of the best size: other sizes lie above" if any(f.joint for f in fits) else "")
         + ("; the broad grey line is the best of all runs so far" if best else ""),
         Markup(
             law_chart(
