@@ -188,3 +188,11 @@ def test_scores_that_rise_with_size_are_refused():
     scores = scores_of(law_of()) * (SIZES / 1e8) ** 0.9
     with pytest.raises(UserError, match="must fall with parameters and with data"):
         fit_joint(SIZES, IMAGES, scores)
+
+
+@pytest.mark.parametrize("runs", range(20, 31, 2))
+def test_scores_that_are_all_alike_are_no_form_whatever_rounding_makes_of_them(runs):
+    generator = np.random.default_rng(3)
+    sizes, items = (10 ** generator.uniform(5, 7, runs) for _ in range(2))
+    with pytest.raises(UserError, match="scores must fall with parameters and with data"):
+        fit_joint(sizes, items, np.full(runs, 9.0))

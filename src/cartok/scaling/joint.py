@@ -169,7 +169,7 @@ class JointFit:
         law = self.law
         return np.vstack([[law.l_min, law.log_a, law.log_b, law.a, law.b], self.draws])
 
-    def _is_beyond(self, parameters: float, seen: float) -> bool:
+    def _is_beyond(self, parameters: Number, seen: Number) -> bool:
         compute = self.flops_per_item * parameters * seen
         asked = (
             ("parameters", parameters, self.parameters_seen, "size"),
@@ -269,7 +269,7 @@ def _check_falls(x: np.ndarray, logs: np.ndarray) -> None:
             "parameters and data must not rise together in all runs, but they do, and neither's "
             "part can be told; add a run of another length at one of the sizes"
         )
-    if max(plane[1:]) >= 0:
+    if max(plane[1:]) > -_EXACT:  # of scores that are all alike, rounding decides the sign
         raise UserError(
             "scores must fall with parameters and with data, but by a plane of logarithms their "
             f"slopes are {plane[1]:+.2g} and {plane[2]:+.2g}; add larger priors or longer "

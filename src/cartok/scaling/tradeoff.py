@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from cartok.scaling import paper
 from cartok.scaling.arm_fits import FITTED, ArmFit, fits_of
+from cartok.scaling.backtest import Foretold, foretold
 from cartok.scaling.figures import Figure, csv_of
 from cartok.scaling.frontier import frontier_of
 from cartok.scaling.grid import GridArm, grid_of
@@ -76,6 +77,7 @@ class TradeOff:
     lengths: list[str]
     """Headings: priors by size, then by steps."""
     rows: list[LengthRow]
+    foretold: list[Foretold]
     crossings: dict[str, list[str]]
     """Sentences by what the two tokenizers differ in."""
     unlike: str
@@ -100,6 +102,7 @@ def tradeoff_of(study: dict[str, Any]) -> TradeOff:
         scores=[_score_laws(FITTED[key], fits, tones) for key, fits in by_key.items()],
         lengths=lengths,
         rows=[_length_row(arm, lengths, tones[arm.name]) for arm in arms],
+        foretold=foretold(study),
         crossings=_by_difference(study, crossings_of(by_key["gfd"]), arms),
         unlike=_UNLIKE,
         paper=paper_figure("gFID"),
