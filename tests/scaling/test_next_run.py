@@ -32,7 +32,7 @@ def study_of(seed):
     """A tokenizer with two runs of every length, and its fit."""
     generator = np.random.default_rng(seed)
     points = tuple(
-        Point(f"{steps}-{one}", one, f"6x256-{steps}", steps, 256 * steps, 6_000_000,
+        Point(f"{steps}-{one}", one, f"6x256-{steps}", steps, 256 * steps, 6_000_000, 64,
               flops_of(steps), flops_of(steps) / 256, {"gfd": noisy(generator, flops_of(steps))})
         for steps in LENGTHS for one in (0, 1)
     )  # fmt: skip
@@ -47,7 +47,7 @@ def test_an_added_run_narrows_the_interval_by_about_what_was_foreseen():
     foreseen, found, middle = [], [], []
     for seed in range(16):
         fit, compute, scores, generator = study_of(seed)
-        run = next_run(fit, BUDGET)
+        run = next_run(fit, BUDGET, fit.drawn_scores(BUDGET))
         assert run is not None
         assert (run.steps, run.is_repeat) == (16_000, False)
         foreseen.append(run.narrower)
@@ -60,4 +60,4 @@ def test_an_added_run_narrows_the_interval_by_about_what_was_foreseen():
 
 def test_nothing_is_proposed_where_every_run_costs_more_than_the_budget():
     fit, *_ = study_of(0)
-    assert next_run(fit, flops_of(200)) is None
+    assert next_run(fit, flops_of(200), fit.drawn_scores(flops_of(200))) is None

@@ -1,13 +1,16 @@
 """A plan is what the laws that a study was drawn from say is best, or a refusal with the remedy."""
 
+import copy
 import json
 import math
+import re
 import subprocess
 import sys
 
 import pytest
 
 from cartok.core.errors import UserError
+from cartok.scaling.arm_fits import fits_of
 from cartok.scaling.crossing import crossing
 from cartok.scaling.joint import JointLaw
 from cartok.scaling.law import Law
@@ -38,26 +41,50 @@ def test_the_tokenizer_whose_law_is_lower_there_is_recommended_with_its_score(cr
     assert plan.best.arm == name
     assert (name == "large") == (budget > CROSSING)
     assert plan.best.score == pytest.approx(law.score_at(budget), rel=1e-4)
-    assert plan.best.steps == round(budget / (6 * SIZE * TOKENS * BATCH))
+    assert plan.best.steps == int(budget / (6 * SIZE * TOKENS * BATCH))
     assert plan.best.size == "6x256"
     assert plan.best.first > 0.99
     assert plan.best.extrapolated == (budget > 5e15)
 
 
-def test_with_sizes_the_best_split_of_the_joint_form_is_recommended(grid_study):
-    joint = JointLaw(2.0, 7.0, 6.0, 0.5, 0.45)
-    sizes = {"2x64": 300_000, "4x128": 1_500_000, "6x256": SIZE}
-    arms = {"one": (64, TOKENS, 3.5, lambda flops, n, d: joint.score_at(n, d))}
-    plan = plan_under(grid_study(arms, sizes=sizes), "1e15flop")
-    product = 1e15 / (6 * TOKENS)
-    scores = {n: joint.score_at(n, product / n) for n in [1e4 * 1.01**i for i in range(800)]}
+SIZES = {"2x64": 300_000, "4x128": 1_500_000, "6x256": SIZE}
+JOINT = JointLaw(2.0, 7.0, 6.0, 0.5, 0.45)
+BY_SIZE = {"one": (64, TOKENS, 3.5, lambda flops, n, d: JOINT.score_at(n, d))}
+
+
+@pytest.mark.parametrize("budget", [1e13, 1e14, 1e15, 1e16])
+def test_with_sizes_the_best_that_the_study_has_is_recommended_with_its_steps(grid_study, budget):
+    plan = plan_under(grid_study(BY_SIZE, sizes=SIZES), f"{budget}flop")
+    product = budget / (6 * TOKENS)
+    scores = {size: JOINT.score_at(n, product / n) for size, n in SIZES.items()}
     best = min(scores, key=scores.__getitem__)
-    assert plan.best.parameters == pytest.approx(best, rel=0.02)
-    assert plan.best.steps == pytest.approx(product / best / BATCH, rel=0.02)
+    assert plan.best.size == best
+    assert plan.best.parameters == SIZES[best]
+    assert plan.best.steps == int(product / SIZES[best] / BATCH)
     assert plan.best.score == pytest.approx(scores[best], rel=1e-4)
     assert not plan.has_one_size
-    nearest = min(sizes, key=lambda size: abs(math.log(sizes[size] / best)))
-    assert plan.best.size == nearest
+
+
+def test_a_size_far_from_those_of_the_study_is_told_beside(grid_study):
+    study = grid_study(BY_SIZE, sizes=SIZES)
+    best = fits_of(study, "gfd")[0].joint.best_under(4e16)
+    told = plan_under(study, "4e16flop").best.other_size
+    assert f"a prior of {best.parameters / SIZE:.2g} times that size would do best" in told
+    assert plan_under(study, "2e14flop").best.other_size == ""
+
+
+def test_tables_of_embeddings_that_cost_nothing_change_no_law_and_no_plan(grid_study):
+    """N with them would make FLOPs of a size differ from k N D."""
+    study, heavy = (grid_study(BY_SIZE, sizes=SIZES) for _ in range(2))
+    for run in heavy["runs"]:
+        run["scores"]["prior_flops"]["receipt"]["parameters"] += 700_000
+    plans = [plan_under(one, "1e15flop") for one in (study, heavy)]
+    assert plans[1].best.score == plans[0].best.score
+    assert plans[1].best.steps == plans[0].best.steps
+    laws = [fits_of(one, "gfd")[0].law for one in (study, heavy)]
+    flops = [run["scores"]["prior_flops"]["value"] for run in heavy["runs"]]
+    assert laws[1].compute_seen == pytest.approx((min(flops), max(flops)))
+    assert laws[1].law == laws[0].law
 
 
 def test_hours_are_counted_by_what_the_studys_runs_did_in_a_second(crossed):
@@ -84,8 +111,14 @@ def test_runs_of_another_device_have_no_say_in_time(crossed):
     assert plan.best.seconds == pytest.approx(30)
 
 
-def test_a_paper_unit_is_256_flops(crossed):
+def test_a_budget_of_the_papers_unit_is_where_the_run_stands_on_its_axes(crossed):
     assert plan_under(crossed, f"{1e15 / 256!r}paper").best == plan_under(crossed, "1e15flop").best
+    for run in crossed["runs"]:  # a quarter of the parameters are tables
+        cost = run["scores"]["prior_flops"]
+        cost["value"] *= 0.75
+    best = plan_under(crossed, f"{1e15 / 256!r}paper").best
+    assert best.flops == pytest.approx(0.75e15)
+    assert 6 * SIZE * best.pictures * TOKENS / 256 == pytest.approx(1e15 / 256)
 
 
 def test_a_run_in_the_direction_of_the_budget_is_the_one_to_add(grid_study):
@@ -104,28 +137,48 @@ def test_no_run_to_add_costs_more_than_what_is_planned(grid_study):
 
 
 def test_where_nothing_is_in_doubt_no_run_is_asked_for(crossed):
-    from cartok.scaling.arm_fits import fits_of
-
-    found = next_run(fits_of(crossed, "gfd")[0], 1e15)
-    assert found is not None
-    assert 0 <= found.narrower <= 1
+    fit = fits_of(crossed, "gfd")[0]
+    found = next_run(fit, 1e15, fit.drawn_scores(1e15))
+    assert found is None
 
 
-@pytest.mark.parametrize(("budget", "steps"), [("1e18flop", 169_543), ("1e12flop", 17)])
-def test_a_budget_beyond_the_laws_is_refused_with_the_run_that_would_bear_it(
-    crossed, budget, steps
+@pytest.mark.parametrize("budget", ["1e18flop", "1e12flop", "3e15paper", "200gpuh"])
+@pytest.mark.parametrize("sizes", [None, SIZES])
+def test_a_budget_beyond_the_laws_is_refused_and_borne_once_the_advised_run_is_there(
+    grid_study, sizes, budget
 ):
-    with pytest.raises(UserError, match=f"add a run of .* for about {steps:,} steps") as refused:
-        plan_under(crossed, budget)
-    assert "at most 10 times beyond" in str(refused.value)
+    arms = BY_SIZE if sizes else {"one": ARMS["small"]}
+    study = grid_study(arms, sizes=sizes)
+    with pytest.raises(UserError, match="at most 10 times beyond") as refused:
+        plan_under(study, budget)
+    told = re.search(r"the prior (\S+) for ([\d,]+) steps", str(refused.value))
+    size, steps = told[1], int(told[2].replace(",", ""))
+    run = copy.deepcopy(next(r for r in study["runs"] if r["arm"] == f"one@{size}-500"))
+    cost = run["scores"]["prior_flops"]
+    for part in (cost["receipt"], cost):
+        for key in {"steps", "pictures", "paper_flops", "seconds", "value"} & set(part):
+            part[key] = part[key] * steps / 500
+    cost["receipt"] |= {"steps": steps, "pictures": BATCH * steps}
+    n, flops = cost["receipt"]["parameters"], cost["value"]
+    run["scores"]["gfd"]["value"] = arms["one"][3](flops, n, BATCH * steps)
+    study["runs"].append(run | {"arm": f"one@{size}-{steps}", "digest": "added"})
+    assert plan_under(study, budget).best.extrapolated
 
 
-def test_a_best_size_far_from_those_seen_is_refused_by_that_name(grid_study):
+def test_less_than_a_step_is_no_training(crossed):
+    with pytest.raises(UserError, match="less than a step of its smallest prior; give a larger"):
+        plan_under(crossed, "1e9flop")
+
+
+def test_a_best_size_far_from_those_seen_is_not_spoken_of(grid_study):
     joint = JointLaw(1.0, 14.0, 2.0, 0.9, 0.9)  # larger priors would be far better
     arms = {"one": (64, TOKENS, 3.5, lambda flops, n, d: joint.score_at(n, d))}
     study = grid_study(arms, sizes={"2x32": 20_000, "2x64": 100_000, "4x64": 200_000})
-    with pytest.raises(UserError, match=r"one: .*parameters from 20,000 to 200,000.* size first"):
-        plan_under(study, "1e15flop")
+    best = plan_under(study, "1e15flop").best
+    assert best.size == "4x64"
+    assert re.search(
+        "Of other sizes nothing is said: .*parameters from 20,000 to 200,000", best.other_size
+    )
 
 
 @pytest.mark.parametrize("device_flops", [0.0, -1.0, math.nan, math.inf])
@@ -171,7 +224,7 @@ def test_the_command_prints_the_plan_and_writes_it_without_importing_torch(cross
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     table, _, words = done.stdout.partition("\n\n")
     assert table.splitlines()[1].startswith("small ")
-    assert words.startswith("Train a prior of 6M parameters (nearest in the study: 6x256)")
+    assert words.startswith("Train the prior 6x256, 6M parameters, on the tokens of small,")
     written = json.loads((tmp_path / "plan.json").read_text())
     assert written["arms"][0]["arm"] == "small"
     assert written["sentences"] == words.splitlines()

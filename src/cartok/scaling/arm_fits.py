@@ -8,7 +8,7 @@ import numpy as np
 
 from cartok.core.errors import UserError
 from cartok.scaling.frontier import frontier_of
-from cartok.scaling.grid import GridArm, Point, grid_of
+from cartok.scaling.grid import FLOPS_PER_TOKEN, GridArm, Point, grid_of
 from cartok.scaling.joint import JointFit, fit_joint
 from cartok.scaling.law import LawFit, fit_law
 from cartok.scaling.luck import groups_of, moved, seeds_apart, spread_of
@@ -50,12 +50,12 @@ class ArmFit:
         assert self.law is not None, self.refused
         return self.law.drawn_scores(np.array([flops]))[:, 0]
 
-    def drawn_scores_of(self, parameters: Number, pictures: Number, flops: float) -> np.ndarray:
+    def drawn_scores_of(self, counted: Number, pictures: Number, flops: float) -> np.ndarray:
         """The score of a run, by draw: by the joint form if there is one, which tells sizes."""
         if self.joint is None:
             return self.drawn_scores(flops)
         l_min, log_a, log_b, a, b = self.joint.draws.T
-        scores = l_min + np.exp(log_a - a * math.log(parameters))
+        scores = l_min + np.exp(log_a - a * math.log(counted))
         return scores + np.exp(log_b - b * math.log(pictures))
 
     @property
@@ -118,12 +118,11 @@ def _fit(arm: GridArm, key: str, seed: int) -> ArmFit:
         return ArmFit(**about, runs=(), refused="no run of it has finished with this score")
     runs, method, joint_refused = tuple(point.run for point in points), "all its runs", ""
     if len(arm.sizes) > 1:
-        parameters = [point.parameters for point in points]
+        parameters = [point.counted for point in points]
         pictures = [point.pictures for point in points]
-        cost = np.mean(np.array(compute) / parameters / pictures)
         try:
             joint = fit_joint(
-                parameters, pictures, scores, "images", flops_per_item=float(cost), seed=seed
+                parameters, pictures, scores, "images", FLOPS_PER_TOKEN * arm.tokens, seed=seed
             )
             doubts = (*joint.warnings, *seeds_apart(groups_of(points, joint.residuals)))
             joint = replace(joint, warnings=doubts)

@@ -61,7 +61,7 @@ def _foretold(fit: ArmFit, points: list[Point]) -> Foretold:
     prediction, refused = None, fit.refused
     try:
         if fit.joint is not None:
-            prediction = fit.joint.prediction_at(costliest.parameters, costliest.pictures)
+            prediction = fit.joint.prediction_at(costliest.counted, costliest.pictures)
         elif fit.law is not None:
             prediction = fit.law.prediction_at(costliest.flops)
     except UserError as error:

@@ -9,6 +9,9 @@ from typing import Any
 
 from cartok.scaling.numbers import Number
 
+FLOPS_PER_TOKEN = 6.0
+"""Of each parameter in training: forward, and backward twice that (Kaplan et al. 2020)."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -23,7 +26,9 @@ class Point:
     pictures: int
     """Seen in training, repeats included."""
     parameters: int
-    """Of the prior."""
+    """Of the prior, embeddings included."""
+    tokens: int
+    """Of a picture."""
     flops: float
     """Of its training, strictly counted."""
     paper_flops: float
@@ -33,6 +38,12 @@ class Point:
     seconds: Number | None = None
     peak_memory_bytes: Number | None = None
     device: str = ""
+
+    @property
+    def counted(self) -> float:
+        """Parameters as FLOPs count them, 6 for each and a token: of tables of embeddings none, of
+        attention what it costs. So FLOPs are 6 N D tokens with this N, exactly."""
+        return self.flops / (FLOPS_PER_TOKEN * self.pictures * self.tokens)
 
     @property
     def size(self) -> str:
@@ -106,6 +117,7 @@ def _point(run: dict[str, Any]) -> Point:
         paper_flops=float(receipt["paper_flops"]),
         scores={key: value for key, value in values.items() if value is not None},
         device=run.get("provenance", {}).get("device", ""),
+        tokens=receipt["tokens_per_picture"],
         **{key: receipt[key] for key in ("steps", "pictures", "parameters")},
         **{key: receipt.get(key) for key in ("seconds", "peak_memory_bytes")},
     )

@@ -130,8 +130,8 @@ class JointFit:
         rule = f"add a run near {shown(compute)} first"
         is_extrapolated("compute", compute, self.compute_seen, rule)
         product = math.log(compute / self.flops_per_item)
-        sizes = np.exp(_log_best_size(self._rows(), product))
-        seen = math.exp(product) / sizes
+        logs = np.clip(_log_best_size(self._rows(), product), -_LARGEST, _LARGEST)
+        sizes, seen = np.exp(logs), np.exp(np.clip(product - logs, -_LARGEST, _LARGEST))
         beyond = self._is_beyond(float(sizes[0]), float(seen[0]))
         l_min, alpha, intercept = _frontier(self._rows(), self.flops_per_item).T
         scores = l_min + np.exp(intercept + alpha * math.log(compute))
@@ -299,4 +299,5 @@ def _misfit(theta: np.ndarray, x: np.ndarray, residuals: np.ndarray) -> tuple[st
     )
 
 
+_LARGEST = 300.0  # of a log: draws whose exponents vanish have a best size beyond all bounds
 _EXACT = 1e-8  # a log residual below which a fit is exact

@@ -10,6 +10,8 @@ from cartok.scaling.bands import LEVEL
 from cartok.scaling.grid import GridArm, Point
 from cartok.scaling.numbers import shown
 
+_KNOWN = 1e-3  # of a score, by which it may be off without a run being worth while
+
 
 @dataclass(frozen=True)
 class NextRun:
@@ -36,21 +38,26 @@ class NextRun:
         )
 
 
-def next_run(fit: ArmFit, flops: float) -> NextRun | None:
+def next_run(fit: ArmFit, flops: float, wanted_by_draw: np.ndarray) -> NextRun | None:
     """Of repeats and of runs one step beyond the grid, the one that narrows the interval most.
 
-    ``flops`` is where the tokenizer's score is wanted; only runs that cost no more are looked at.
+    That is of one tokenizer's score, given by draw; only its runs of at most so many FLOPs are
+    looked at. None where that is known to a per mille, or no run is cheap enough.
+
     Refits are taken for Gaussian draws of log scores: a run at z with noise s leaves of the
     variance of the wanted score y the share 1 - cov(y, z)^2 / (var y (var z + s^2)).
     """
-    wanted = _within(np.log(fit.drawn_scores(flops)))
+    wanted = _within(np.log(wanted_by_draw))
     spread = float(wanted.var())
+    if spread < _KNOWN**2:
+        return None
     found = []
     for point, is_repeat in _candidates(fit.arm, flops):
-        drawn = fit.drawn_scores_of(point.parameters, point.pictures, point.flops)
+        drawn = fit.drawn_scores_of(point.counted, point.pictures, point.flops)
         seen = _within(np.log(drawn))
         shared = float(np.cov(wanted, seen, bias=True)[0, 1])
-        total = spread * (float(seen.var()) + fit.noise)
+        noise = fit.noise + (fit.tokenizers_differ or 0.0) ** 2  # a new seed is a new tokenizer
+        total = spread * (float(seen.var()) + noise)
         left = 1 - shared**2 / total if total > 0 else 1.0
         narrower = math.sqrt(max(0.0, left))
         found.append(

@@ -1,8 +1,9 @@
 """Compute in three units: FLOPs, the paper's, and hours of a GPU.
 
 FLOPs of a training are ``6 N tokens`` (Kaplan et al. 2020) or counted. The paper's axes hold
-``6 N images`` for pictures of 256 tokens, and for others that times T / 256; so its unit is always
-256 FLOPs. Budgets therefore name their unit: ``3e18flop``, ``3e18paper``, ``2gpuh``.
+``6 N images`` for pictures of 256 tokens, and for others that times T / 256; so its unit is about
+256 FLOPs, and just that where FLOPs are 6 N tokens with all of N, tables of embeddings too.
+Budgets therefore name their unit: ``3e18flop``, ``3e18paper``, ``2gpuh``.
 """
 
 import re
@@ -19,6 +20,24 @@ FLOPS_PER_PAPER_UNIT = 256
 Unit = Literal["flop", "paper", "gpuh"]
 
 _BUDGET = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A budget as it is written."""
+
+    value: float
+    unit: Unit
+
+    def flops(self, per_paper_unit: Number, device_flops: Number | None) -> float:
+        """FLOPs, where the paper's unit is so many, and a device does so many in a second.
+
+        Raises:
+            UserError: hours come without a device.
+        """
+        if self.unit == "gpuh":
+            return self.value * 3600 * _checked_speed(device_flops)
+        return float(self.value * (per_paper_unit if self.unit == "paper" else 1))
 
 
 @dataclass(frozen=True)
@@ -59,6 +78,15 @@ def budget_of(text: str, device_flops: Number | None = None) -> Budget:
     Raises:
         UserError: the text is no such budget, has no unit, or hours come without a device.
     """
+    return Budget(amount_of(text).flops(FLOPS_PER_PAPER_UNIT, device_flops))
+
+
+def amount_of(text: str) -> Amount:
+    """What is written as ``3e18flop``, ``3e18paper`` or ``2gpuh``.
+
+    Raises:
+        UserError: the text is no such budget, or has no unit.
+    """
     found = _BUDGET.fullmatch(text)
     try:
         amount = float(found[1]) if found else 0.0
@@ -78,9 +106,7 @@ def budget_of(text: str, device_flops: Number | None = None) -> Budget:
         )
     if unit not in ("flop", "paper", "gpuh"):
         raise UserError(f"a budget's unit is flop, paper or gpuh, but is {unit!r}; write one")
-    if unit == "gpuh":
-        return Budget(amount * 3600 * _checked_speed(device_flops))
-    return Budget(amount * (FLOPS_PER_PAPER_UNIT if unit == "paper" else 1))
+    return Amount(amount, unit)
 
 
 def budget_text(budget: Budget, unit: Unit = "flop", device_flops: Number | None = None) -> str:
