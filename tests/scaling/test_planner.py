@@ -165,6 +165,41 @@ def test_a_budget_beyond_the_laws_is_refused_and_borne_once_the_advised_run_is_t
     assert plan_under(study, budget).best.extrapolated
 
 
+def test_more_compute_is_never_answered_with_something_worse(grid_study):
+    """The better tokenizer's runs are the cheaper ones, and its law ends earlier."""
+    study = grid_study(
+        {"short": (64, TOKENS, 3.5, at(Law(3.0, -0.6, 22.0))), "long": (64, 256, 3.5, at(LARGE))}
+    )
+    scores = []
+    for budget in (1e15, 1e16, 4.8e16, 1e17, 1.85e17):
+        plan = plan_under(study, f"{budget}flop")
+        scores.append(plan.best.score)
+        assert plan.best.is_less == (plan.best.arm == "short" and budget > 5e16)
+        assert plan.best.flops <= budget
+        if plan.best.is_less:
+            assert "That is less than the budget" in " ".join(sentences_of(plan))
+            assert "the most its law bears" in rows_of(plan)[1][-1]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_a_refusal_names_the_most_and_the_least_that_can_be_asked(crossed):
+    for budget, word in (("1e19flop", "at most"), ("1e11flop", "at least")):
+        with pytest.raises(UserError, match=word) as refused:
+            plan_under(crossed, budget)
+        limit = re.search(rf"{word} ([\d.]+) × 10([⁰¹²³⁴⁵⁶⁷⁸⁹]+) FLOPs \(", str(refused.value))
+        power = int(limit[2].translate(str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")))
+        near = 0.99 if word == "at most" else 1.01
+        assert plan_under(crossed, f"{near * float(limit[1]) * 10**power}flop").best.extrapolated
+
+
+def test_runs_that_are_missing_are_told(crossed):
+    assert "have not finished" not in " ".join(sentences_of(plan_under(crossed, "1e15flop")))
+    crossed["runs"][3] |= {"status": "waiting", "scores": {}}
+    assert "1 runs of the study have not finished" in " ".join(
+        sentences_of(plan_under(crossed, "1e15flop"))
+    )
+
+
 def test_less_than_a_step_is_no_training(crossed):
     with pytest.raises(UserError, match="less than a step of its smallest prior; give a larger"):
         plan_under(crossed, "1e9flop")
@@ -227,4 +262,6 @@ def test_the_command_prints_the_plan_and_writes_it_without_importing_torch(cross
     assert words.startswith("Train the prior 6x256, 6M parameters, on the tokens of small,")
     written = json.loads((tmp_path / "plan.json").read_text())
     assert written["arms"][0]["arm"] == "small"
-    assert written["sentences"] == words.splitlines()
+    assert [*written["sentences"], "For the config of that prior give --prior FILE."] == (
+        words.splitlines()
+    )

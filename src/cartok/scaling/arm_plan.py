@@ -12,7 +12,7 @@ import numpy as np
 
 from cartok.core.errors import UserError
 from cartok.scaling.arm_fits import ArmFit
-from cartok.scaling.bands import Prediction
+from cartok.scaling.bands import REACH, Prediction
 from cartok.scaling.grid import FLOPS_PER_TOKEN, Point
 from cartok.scaling.numbers import Interval, Number, shown
 from cartok.scaling.units import Amount
@@ -44,6 +44,9 @@ class ArmPlan:
     interval: Interval | None = None
     """Of the mean of many such runs; a single one scatters around it besides."""
     extrapolated: bool = False
+    is_less: bool = False
+    """Of less than the budget: the most that the law bears. A smaller budget would else get a
+    better answer."""
     seconds: float | None = None
     peak_memory_bytes: Number | None = None
     """The least that a run of that size has taken."""
@@ -117,12 +120,22 @@ def flops_asked(points: list[Point], terms: Terms) -> tuple[float, Point | None,
     return flops, like, speed
 
 
+def most_borne(fit: ArmFit, one: Point) -> float:
+    """The most FLOPs of one size that its law is asked for."""
+    most = max(point.flops for point in fit.points)
+    if fit.joint is not None:
+        longest = max(point.pictures for point in fit.points)
+        most = min(most, FLOPS_PER_TOKEN * one.tokens * one.counted * longest)
+    return most * REACH * (1 - 1e-12)
+
+
 def _of_size(fit: ArmFit, points: list[Point], terms: Terms) -> dict[str, Any]:
     one = points[0]
-    flops, like, speed = flops_asked(points, terms)
+    asked, like, speed = flops_asked(points, terms)
+    flops = min(asked, most_borne(fit, one))
     pictures = flops / (FLOPS_PER_TOKEN * one.tokens * one.counted)
     batch = round(one.pictures / one.steps)
-    steps = int(pictures / batch)
+    steps = int(pictures / batch + 1e-6)
     if steps < 1:
         raise UserError(f"that is less than a step of {batch} pictures for {one.size}; give more")
     speed = terms.device_flops or speed
@@ -133,7 +146,7 @@ def _of_size(fit: ArmFit, points: list[Point], terms: Terms) -> dict[str, Any]:
         "flops": flops, "size": one.size, "parameters": one.parameters, "counted": one.counted,
         "batch": batch, "steps": steps, "pictures": pictures,
         "score": prediction.score, "interval": prediction.interval,
-        "extrapolated": prediction.extrapolated,
+        "extrapolated": prediction.extrapolated, "is_less": flops < asked,
         "seconds": flops / speed if speed else None,
         "peak_memory_bytes": min((size for size in memory if size), default=None),
         "like": "" if like is None else f"{fit.arm.name}@{like.prior}",

@@ -13,7 +13,7 @@ import numpy as np
 
 from cartok.core.errors import UserError
 from cartok.scaling.arm_fits import ArmFit, fits_of
-from cartok.scaling.arm_plan import ArmPlan, Terms, arm_plan, flops_asked, sizes_asked
+from cartok.scaling.arm_plan import ArmPlan, Terms, arm_plan, flops_asked, most_borne, sizes_asked
 from cartok.scaling.bands import REACH
 from cartok.scaling.grid import Point, is_grid
 from cartok.scaling.luck import words_of
@@ -39,6 +39,8 @@ class Plan:
     next_run: NextRun | None
     tokenizers_differ: float | None = None
     """See ``luck.spread_of``."""
+    waiting: int = 0
+    """Runs of the study that have not finished."""
 
     @property
     def best(self) -> ArmPlan:
@@ -78,7 +80,7 @@ def plan_under(study: dict[str, Any], budget: str, device_flops: Number | None =
     terms = Terms(amount, device, device_flops)
     found = [arm_plan(fit, terms) for fit in fits]
     borne = [(fit, plan) for fit, plan in zip(fits, found, strict=True) if not plan.refused]
-    if not borne:
+    if all(plan.is_less for _, plan in borne):
         raise UserError(_refusal(found, fits, terms, budget))
     draws = np.stack([plan.drawn_scores(fit) for fit, plan in borne])
     firsts = Counter(np.argmin(draws, axis=0).tolist())
@@ -95,6 +97,7 @@ def plan_under(study: dict[str, Any], budget: str, device_flops: Number | None =
         has_one_size=all(len(fit.arm.sizes) == 1 for fit, _ in borne),
         next_run=next_run(borne[order[0]][0], plans[order[0]].flops, draws[order[0]]),
         tokenizers_differ=fits[0].tokenizers_differ,
+        waiting=sum(run["status"] != "finished" for run in study["runs"]),
     )
 
 
@@ -111,7 +114,12 @@ def sentences_of(plan: Plan) -> list[str]:
     ]
     if plan.has_one_size:
         found.append("The study has one size of prior for each tokenizer: others are not compared.")
-    if best.extrapolated:
+    if best.is_less:
+        found.append(
+            "That is less than the budget, and the most that its law bears; what bears all of the "
+            "budget is expected to score worse."
+        )
+    elif best.extrapolated:
         found.append("This is beyond the compute that the study has seen.")
     if best.seconds is not None:
         memory = best.peak_memory_bytes
@@ -123,6 +131,8 @@ def sentences_of(plan: Plan) -> list[str]:
         )
     found += [best.other_size] if best.other_size else []
     found.append(words_of(plan.tokenizers_differ, HEADING))
+    if plan.waiting:
+        found.append(f"{plan.waiting} runs of the study have not finished; its command goes on.")
     found += [f"{arm.arm} is left out: {arm.refused}." for arm in plan.arms if arm.refused]
     found += [f"Note: {warning}." for warning in best.warnings]
     if plan.next_run is not None:
@@ -141,7 +151,7 @@ def rows_of(plan: Plan) -> list[list[str]]:
         rows.append(
             [arm.arm, str(arm.tokens), f"{arm.codes:,}", arm.size, f"{arm.steps:,}",
              f"{shown(arm.score)} {_ends(arm)}", f"{arm.first:.0%}", took,
-             "beyond the runs" if arm.extrapolated else ""]
+             _about(arm)]
         )  # fmt: skip
     return rows
 
@@ -150,6 +160,12 @@ def _device_of(points: list[Point]) -> str:
     """The device that most of the runs were made on; '' if none says so."""
     devices = Counter(point.device for point in points if point.device)
     return devices.most_common(1)[0][0] if devices else ""
+
+
+def _about(arm: ArmPlan) -> str:
+    if arm.is_less:
+        return f"with {shown(arm.flops)} FLOPs, the most its law bears"
+    return "beyond the runs" if arm.extrapolated else ""
 
 
 def _refusal(plans: list[ArmPlan], fits: list[ArmFit], terms: Terms, budget: str) -> str:
@@ -167,7 +183,8 @@ def _refusal(plans: list[ArmPlan], fits: list[ArmFit], terms: Terms, budget: str
         return str(error)
     if low / REACH <= least and most <= high * REACH:
         return f"{plan.arm}: {plan.refused}"
-    flops, one = (most, sizes[-1][0]) if most > high * REACH else (least, sizes[0][0])
+    flops, points = (most, sizes[-1]) if most > high * REACH else (least, sizes[0])
+    one, speed = points[0], terms.device_flops or flops_asked(points, terms)[2]
     steps = flops / (one.flops / one.steps)  # of a run on the budget
     steps = math.ceil(steps / REACH) if flops > high else math.floor(steps * REACH)
     rule = (
@@ -176,9 +193,12 @@ def _refusal(plans: list[ArmPlan], fits: list[ArmFit], terms: Terms, budget: str
     )
     if steps < 1:
         return f"{rule}, less than a step of its smallest prior; give a larger budget"
+    limit = low / REACH if flops < low else most_borne(fit, one)
+    hours = "" if speed is None else f" ({limit / speed / 3600:.2g} GPU hours)"
+    word = "at least" if flops < low else "at most"
     return (
-        f"{rule}; add a run of {fit.arm.name} with the prior {one.size} for {steps:,} steps to the "
-        "study, or give another budget"
+        f"{rule}; give {word} {shown(limit)} FLOPs{hours}, or add a run of {fit.arm.name} with the "
+        f"prior {one.size} for {steps:,} steps to the study"
     )
 
 

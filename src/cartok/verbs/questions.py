@@ -224,6 +224,7 @@ def plan(arguments: list[str]) -> None:
     """Says what to train under a budget."""
     from cartok.core.files import refuse_unwritable, write_json
     from cartok.scaling.numbers import aligned
+    from cartok.scaling.plan_config import prior_config, tokens_of
     from cartok.scaling.planner import plan_under, rows_of, sentences_of
     from cartok.scaling.study import check_study
     from cartok.scaling.study_file import read_study
@@ -243,10 +244,13 @@ def plan(arguments: list[str]) -> None:
         """What the device does in a second, measured; that of the study, if nothing is given."""
         json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
         """Also write the plan to this file."""
+        prior: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+        """Also write the config of the prior that it recommends, for cartok train-prior."""
 
     chosen = parse(Plan, arguments, "plan")
-    if chosen.json is not None:
-        refuse_unwritable(chosen.json)
+    for file in (chosen.json, chosen.prior):
+        if file is not None:
+            refuse_unwritable(file)
     path = chosen.study / "study.json"
     found = check_study(read_study(path), str(path))
     made = plan_under(found, chosen.budget, chosen.device_flops)
@@ -255,3 +259,11 @@ def plan(arguments: list[str]) -> None:
     print(f"{aligned(rows_of(made))}\n")
     for sentence in sentences_of(made):
         print(sentence)
+    if chosen.prior is None:
+        print("For the config of that prior give --prior FILE.")
+        return
+    write_json(chosen.prior, prior_config(found, made.best))
+    tokens = tokens_of(found, made.best, chosen.study)
+    if tokens is None:
+        print(f"{chosen.study} does not hold the tokens of {made.best.arm}; the study makes them.")
+    print(f"cartok train-prior --config {chosen.prior} --tokens {tokens or 'TOKENS'} --out RUN")
