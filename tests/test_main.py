@@ -1,4 +1,5 @@
 import errno
+import json
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -322,3 +323,32 @@ def test_a_demo_is_not_resumed_on_ranks(rank, capsys, tmp_path):
     (tmp_path / "demo.json").write_text("{}")
     assert main(["resume", str(tmp_path)]) == 2
     assert "resume without torchrun" in one_line(capsys)
+
+
+def test_the_verb_of_studies_names_both_its_forms_and_options_of_jobs_need_jobs(capsys):
+    assert main(["study", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "cartok study run NAME" in shown
+    assert "cartok study grid" in shown
+    assert main(["study", "run", "demo", "--with", "timeout_min=3"]) == 2
+    assert "give --on slurm or --on ray" in one_line(capsys)
+
+
+def test_an_interrupted_study_says_what_is_recorded_and_how_it_goes_on(
+    capsys, tmp_path, monkeypatch
+):
+    from cartok.lab import study
+
+    def stopped(*arguments):
+        raise SystemExit(130)
+
+    monkeypatch.setattr(study, "run_study", stopped)
+    assert main(["study", "run", "demo", "--out", str(tmp_path / "new")]) == 130
+    assert one_line(capsys).endswith("no run is recorded, and the same command goes on")
+    runs = [
+        {"arm": "one", "seed": seed, "digest": str(seed), "status": status, "reason": ""}
+        for seed, status in enumerate(("finished", "waiting"))
+    ]
+    (tmp_path / "study.json").write_text(json.dumps({"name": "demo", "runs": runs}))
+    assert main(["study", "run", "demo", "--out", str(tmp_path)]) == 130
+    assert "1 of 2 runs are recorded" in one_line(capsys)

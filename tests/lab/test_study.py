@@ -313,18 +313,20 @@ def test_a_number_of_arms_at_once_is_not_negative():
 def test_the_plan_says_what_waits_and_what_it_costs(small_pictures, tmp_path, trainings):
     both, one = (adapted(small_study(*some), data=str(small_pictures)) for some in ((0, 1), (0,)))
     go(one, tmp_path)
-    _, first, second, total = (line.split() for line in plan_of(both, tmp_path).splitlines())
+    lines = plan_of(both, tmp_path).splitlines()
+    _, first, second, total, left = (line.split() for line in lines)
     assert first[:3] == ["lambda-0-s0", "finished", "20"]
     assert second[:2] == ["lambda-1-s0", "waiting"]
     assert int(second[2]) < 20
-    assert int(total[1]) == 20 + int(second[2])
+    assert (total[:3], int(total[3])) == (["all", "2", "runs"], 20 + int(second[2]))
+    assert left[:5] == ["1", "to", "be", "run", second[2]]
     assert trainings == ["lambda-0-s0"]
 
 
 def test_the_plan_of_a_claim_has_every_seed_though_none_is_0(small_pictures, tmp_path):
     study = replace(small_study(0, 1), seeds=2, first_seed=5)
     lines = plan_of(adapted(study, data=str(small_pictures)), tmp_path).splitlines()
-    titles = [line.split()[0] for line in lines[1:-1]]
+    titles = [line.split()[0] for line in lines[1:-2]]
     assert titles == ["lambda-0-s5", "lambda-1-s5", "lambda-0-s6", "lambda-1-s6"]
 
 

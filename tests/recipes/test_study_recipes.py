@@ -130,8 +130,9 @@ def test_a_grid_has_every_combination_once_and_nothing_else(codes, pixels, weigh
 @pytest.mark.parametrize(
     ("base", "axes", "message"),
     [
-        (causal_demo(), {"codes": [64, 64]}, "--codes are different"),
-        (causal_demo(), {"weights": [-1.0]}, "--weights are different and not negative"),
+        (causal_demo(), {"codes": [64, 64]}, "--codes are all different, but 64 came twice"),
+        (causal_demo(), {"weights": [-1.0]}, "--weights are above 0, but -1 came"),
+        (causal_demo(), {"steps": [0, 5]}, "--steps are above 0, but 0 came"),
         (causal_demo(), {"pixels": [34]}, "multiples of 4"),
         (with_quantizer(causal_demo(), FSQConfig()), {"codes": [64]}, "but fsq has none"),
     ],

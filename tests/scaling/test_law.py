@@ -150,7 +150,7 @@ def test_fewer_than_four_computes_are_refused():
 def test_less_than_a_decade_is_refused_unless_the_minimum_is_given():
     compute = np.geomspace(1e17, 9e17, 6)
     scores = scores_of(LAW, compute)
-    with pytest.raises(UserError, match=r"span a factor of 10, but spans 9 .* or give L_min"):
+    with pytest.raises(UserError, match=r"span a factor of 10, but spans 9"):
         fit_law(compute, scores)
     assert_same(fit_law(compute, scores, l_min=2.21).law, LAW, 1e-6)
     with pytest.raises(UserError, match="span a factor of 3"):

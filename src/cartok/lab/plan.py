@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,16 +42,28 @@ def plan_of(study: StudyConfig, out: Path, arms: tuple[str, ...] = ()) -> str:
         jobs[run.made_from] = jobs.get(run.made_from) or job_of(run, pictures)
     cost_by_arm = {name: cost_of(run, jobs[run.made_from]) for name, run in by_arm.items()}
     costs = [cost_by_arm[run.arm] for run in runs]
-    tokenizers = {run.made_from: cost for run, cost in zip(runs, costs, strict=True)}.values()
-    rows = [["run", "state", "steps", "tokenizer FLOPs", "priors FLOPs"]]
-    for run, cost, record in zip(runs, costs, records_of(runs, out.resolve()), strict=True):
+    rows = [["run", "state", "tokenizer steps", "tokenizer FLOPs", "priors FLOPs"]]
+    records = records_of(runs, out.resolve())
+    for run, cost, record in zip(runs, costs, records, strict=True):
         rows.append([run.title, record["status"], *_cells(cost)])
-    total = Cost(
-        sum(cost.steps for cost in tokenizers),  # each is trained once
-        sum(cost.tokenizer_flops for cost in tokenizers),
-        sum(cost.prior_flops for cost in costs),
+    every = list(zip(runs, costs, strict=True))
+    left = [pair for pair, record in zip(every, records, strict=True) if _is_left(record)]
+    rows.append([f"all {len(every)} runs", "", *_cells(_total(every))])
+    return aligned([*rows, [f"{len(left)} to be run", "", *_cells(_total(left))]])
+
+
+def _is_left(record: dict[str, Any]) -> bool:
+    return record["status"] != "finished"
+
+
+def _total(runs: list[tuple[StudyRun, Cost]]) -> Cost:
+    """Of several runs; a tokenizer that they share is trained once."""
+    tokenizers = {run.made_from: cost for run, cost in runs}.values()
+    return Cost(
+        sum(cost.steps for cost in tokenizers),
+        sum((cost.tokenizer_flops for cost in tokenizers), 0.0),
+        sum((cost.prior_flops for _, cost in runs), 0.0),
     )
-    return aligned([*rows, ["all", "", *_cells(total)]])
 
 
 def job_of(run: StudyRun, pictures: Pictures) -> TokenizerJob:

@@ -90,8 +90,11 @@ def grid(
     """
     axes = {"codes": codes, "pixels": pixels, "weights": weights, "steps": steps}
     for name, values in axes.items():
-        if len(set(values)) < len(values) or min(values, default=0) < 0:
-            raise UserError(f"--{name} are different and not negative, but are {list(values)}")
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            raise UserError(f"--{name} are all different, but {twice:g} came twice; give it once")
+        if values and min(values) < (0 if name == "weights" else 1):
+            raise UserError(f"--{name} are above 0, but {min(values):g} came; leave it out")
     kind = base.model.quantizer.kind
     if codes and not isinstance(base.model.quantizer, VQConfig):
         raise UserError(

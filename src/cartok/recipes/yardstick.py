@@ -27,9 +27,11 @@ class Yardstick:
     time on a GPU."""
 
     def __post_init__(self):
-        least = min(self.samples, self.reference, self.held, self.scan_samples)
-        if least < MIN_PICTURES:
-            raise ValueError(f"scores need {MIN_PICTURES} pictures or more, but one has {least}")
+        for name in ("samples", "reference", "held", "scan_samples"):
+            if (number := getattr(self, name)) < MIN_PICTURES:
+                raise ValueError(
+                    f"scores need {MIN_PICTURES} pictures or more, but {name} is {number}"
+                )
         if not self.guidances or min(self.guidances) <= 0:
             raise ValueError(f"guidances are above 0, at least one, but are {self.guidances}")
         if len(set(self.guidances)) < len(self.guidances):

@@ -133,8 +133,7 @@ def fit_law(
             f"a law needs points at {LEAST_POINTS} computes or more, but there are "
             f"{len(np.unique(costs))}; {ADD_RUNS}"
         )
-    advice = ADD_RUNS if l_min is not None else f"{ADD_RUNS}, or give L_min"
-    seen = spans("compute", costs, LEAST_SPAN if l_min is None else LEAST_SPAN_HELD, advice)
+    seen = spans("compute", costs, LEAST_SPAN if l_min is None else LEAST_SPAN_HELD, ADD_RUNS)
     bounds = bounds_of(values, l_min, floor)
     logs = np.log(values)
     _check_falls(np.log(costs), logs)

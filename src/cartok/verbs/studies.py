@@ -1,12 +1,13 @@
 """The verb of studies: many small trainings, of a recipe or of a grid that the options span."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from cartok.core.errors import UserError
+from cartok.core.errors import STOPPED, UserError
 from cartok.verbs.arguments import First, Flat, parse, progress_bar
 
 
@@ -15,7 +16,7 @@ class Launching:
     """How a study is run."""
 
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """A new folder, or the study's; runs/NAME, if none is given."""
+    """A new folder, or the study's; runs/NAME (runs/grid), if none is given."""
     data: str = ""
     """Pictures; 'photos', if nothing is given."""
     arms: tuple[str, ...] = ()
@@ -38,11 +39,19 @@ class Launching:
     """For such jobs, as submitit or ray.remote know them: timeout_min=240 gpus_per_node=1."""
 
 
+_USAGE = """cartok study run NAME [OPTIONS]    a study of cartok recipes
+cartok study grid [OPTIONS]        tokenizers by codes, pixels and weights, by priors and steps
+with --help after either: its options"""
+
+
 def study(arguments: list[str]) -> int:
     """Runs a study, or says what it would cost; 1 if every run of it has failed."""
     if arguments[:1] == ["grid"]:
         return _grid(arguments[1:])
-    if arguments[:1] not in (["run"], ["-h"], ["--help"], []):
+    if arguments[:1] in ([], ["-h"], ["--help"]):
+        print(_USAGE)
+        return 0 if arguments else 2
+    if arguments[0] != "run":
         raise UserError(
             "studies are run by: cartok study run NAME, or study grid with options; got "
             f"'{arguments[0]}'"
@@ -58,11 +67,9 @@ def study(arguments: list[str]) -> int:
         """
 
         name: First[str] = field(kw_only=True)
-        """Of a recipe."""
+        """Of a study; cartok recipes lists them."""
 
-    chosen = parse(
-        NamedStudy, arguments[1:] if arguments[:1] == ["run"] else arguments, "study run"
-    )
+    chosen = parse(NamedStudy, arguments[1:], "study run")
     return _go(recipe_of(STUDIES, chosen.name), chosen)
 
 
@@ -93,7 +100,8 @@ def _grid(arguments: list[str]) -> int:
         priors: tuple[str, ...] = ("demo",)
         """Recipes of stage 2, one for each size."""
         steps: tuple[int, ...] = (100, 200, 400, 800, 1600)
-        """Lengths of a prior's training, its warm-up in proportion; a law takes four or more."""
+        """Lengths of a prior's training, its warm-up in proportion. A law takes four or more, which
+        span a factor of ten."""
         yardstick: Annotated[Yardstick, Flat] = field(default_factory=Yardstick)
 
     chosen = parse(Grid, arguments, "study grid")
@@ -119,6 +127,8 @@ def _go(config: Any, chosen: Launching) -> int:
 
     config = adapted(config, data=chosen.data, seeds=chosen.seeds, scale=chosen.scale)
     out = chosen.out or Path("runs") / config.name
+    if chosen.options and chosen.on == "here":
+        raise UserError("--with goes to jobs, but there are none here; give --on slurm or --on ray")
     if chosen.at_once < 0:
         raise UserError(f"--at-once is 0 (as many as fit) or more, but is {chosen.at_once}")
     if chosen.dry_run:
@@ -131,11 +141,27 @@ def _go(config: Any, chosen: Launching) -> int:
         out=out, device=chosen.device, at_once=chosen.at_once, retry=chosen.retry,
         arms=chosen.arms, on=chosen.on, options=chosen.options,
     )  # fmt: skip
-    means = run_study(config, launch, progress_bar())
+    try:
+        means = run_study(config, launch, progress_bar())
+    except (KeyboardInterrupt, SystemExit):
+        print(f"cartok: interrupted; {_recorded(out)}, and the same command goes on",
+              file=sys.stderr)  # fmt: skip
+        return STOPPED
     study = read_study(out / "study.json")
     for part in grid_lines(study) if config.apart else tables_of(means):
         print(f"{part}\n")
     if claims := claims_of(study) + pairs_of(study):
         print(f"{aligned(claims_lines(claims), left=4)}\n")
     print(out / "study.json")
+    plan = f"; cartok plan {out} --budget 1e15flop" if config.apart else ""
+    print(f"its page: cartok report {out}{plan}")
     return 0 if any(arm.finished for arm in means) else 1
+
+
+def _recorded(out: Path) -> str:
+    from cartok.scaling.study_file import read_study
+
+    if not (out / "study.json").exists():
+        return "no run is recorded"
+    runs = read_study(out / "study.json")["runs"]
+    return f"{sum(run['status'] == 'finished' for run in runs)} of {len(runs)} runs are recorded"
