@@ -81,16 +81,22 @@ def test_a_failing_body_leaves_the_old_folder_and_nothing_else(tmp_path):
     assert content(tmp_path) == before
 
 
-def test_what_a_killed_process_of_the_same_number_left_is_no_obstacle(tmp_path):
-    path = tmp_path / "folder"
-    with staged(path) as temporary:
-        fill(temporary, "new")
-    remove(path)
-    fill(temporary, "left by a kill")
-    (temporary / "more.txt").write_text("left by a kill")
-    with staged(path) as temporary:
+def test_what_a_kill_left_under_a_named_temporary_is_no_obstacle(tmp_path):
+    path, named = tmp_path / "folder", tmp_path / ".folder.ranks.part"
+    fill(named, "left by a kill")
+    (named / "more.txt").write_text("left by a kill")
+    with staged(path, named) as temporary:
         fill(temporary, "new")
     assert content(tmp_path) == {"folder/a.txt": "new", "folder/deep/b.txt": "new"}
+
+
+def test_writers_whose_processes_have_one_number_do_not_meet(tmp_path):
+    path = tmp_path / "file.txt"
+    with staged(path) as slow:
+        slow.write_text("slow")
+        write_text(path, "quick")  # as on another machine that shares the disk
+        assert content(tmp_path) == {"file.txt": "quick", slow.name: "slow"}
+    assert content(tmp_path) == {"file.txt": "slow"}
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import torch
 from safetensors.numpy import load_file
 
 from cartok.core.errors import UserError
+from cartok.core.files import staged
 from cartok.data.token_writer import TokenWriter, is_half_written, is_shard
 from cartok.data.tokens import MANIFEST, open_tokens, read_manifest
 from cartok.data.views import View
@@ -133,6 +134,13 @@ def test_a_shard_of_other_pictures_of_the_set_is_not_taken_for_this_one(tmp_path
     write_two(tmp_path)
     with pytest.raises(UserError, match="pictures 0 to 3 of its split instead of 0 to 4"):
         TokenWriter(tmp_path, ABOUT, resume=True).has("train", 0, range(5))
+
+
+@pytest.mark.parametrize("name", [FIRST, MANIFEST])
+def test_the_temporaries_of_shards_and_manifests_are_known_by_their_names(tmp_path, name):
+    with staged(tmp_path / name) as temporary:
+        temporary.touch()
+        assert is_half_written(temporary)
 
 
 def test_what_a_kill_left_half_written_goes(tmp_path):

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Generator
@@ -19,15 +20,16 @@ def staged(path: Path, temporary: Path | None = None) -> Generator[Path]:
     """Yields a temporary path to write a file or a folder to; renames it to ``path`` at the end.
 
     If the body fails, the temporary is removed and ``path`` is as it was. ``temporary`` is of this
-    process alone, unless another one is named, beside ``path``.
+    call alone, unless one is named, beside ``path``: its name is drawn at random, for machines that
+    share a disk have processes of one number.
 
     Raises:
         UserError: the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.part")
-    remove(temporary)  # left by a killed process of the same number: in a container all have it
+    temporary = temporary or path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    remove(temporary)  # one that is named may have been left by a kill
     try:
         with full_disk_explained(path):
             yield temporary
