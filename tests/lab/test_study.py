@@ -97,10 +97,34 @@ def test_a_grid_has_a_run_and_a_record_for_every_prior_and_grows_by_them(tmp_pat
     grown = small_study(0, 1, apart=True, priors=(short, long, longer))
     go(grown, tmp_path)
     small = runs_of(small_study(0, 1, apart=True, priors=(short,)))
-    tokenizers = [{run.shared(tmp_path)["tokenizer"] for run in some} for some in (
-        small, runs_of(grown))]  # fmt: skip
-    assert tokenizers[0] == tokenizers[1]  # more tokens may be wanted, of tokenizers that are there
+    for part in ("tokenizer", "tokens"):
+        before, after = ({run.shared(tmp_path)[part] for run in some} for some in (
+            small, runs_of(grown)))  # fmt: skip
+        assert before == after
     assert trainings[4:] == ["lambda-0@2x32-40-s0", "lambda-1@2x32-40-s0"]
+
+
+@pytest.mark.parametrize(("steps", "most"), [(5, 12_000), (2_000, 16_000)])
+def test_a_grid_takes_the_tokens_of_all_pictures_and_another_study_of_those_it_shows(
+    steps, most, monkeypatch
+):
+    """A law needs one validation set for all lengths, those that are added later too."""
+    asked = []
+
+    def noted(inputs, most_tokenised):
+        asked.append(most_tokenised)
+        return inputs
+
+    shared = object.__new__(ArmInputs)
+    object.__setattr__(shared, "most_tokenised", 12_000)
+    splits = {"train": [], "val": []}
+    monkeypatch.setattr(study_module, "arm_inputs", lambda *given, **sizes: shared)
+    monkeypatch.setattr(study_module, "open_splits", lambda *source, size: splits)
+    monkeypatch.setattr(study_module, "replace", noted)
+    prior = replace(toy(), loop=replace(toy().loop, steps=steps, batch=8))
+    for apart in (False, True):
+        study_module._inputs(small_study(0, apart=apart, priors=(prior,)), World(), "cpu")
+    assert asked == [most, 0]
 
 
 def test_runs_of_one_tokenizer_share_its_folder_and_nothing_else(tmp_path):

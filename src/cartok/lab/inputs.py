@@ -52,7 +52,7 @@ class ArmInputs:
     num_classes: int
     columns: int
     most_tokenised: int
-    """Training pictures the prior learns from: no more than it sees."""
+    """Training pictures the prior learns from: no more than it sees; 0: all."""
     probe_image: Float[Tensor, "probe 3 height width"]
     """Training pictures that the probe learns from."""
     held_image: Image

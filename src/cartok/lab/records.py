@@ -82,6 +82,16 @@ def runs_of(study: StudyConfig, arms: tuple[str, ...] = ()) -> list[StudyRun]:
     ]
 
 
+def pictures_seen(study: StudyConfig) -> int:
+    """As many as its longest prior is shown; 0 for all there are, where priors stand apart.
+
+    Such a study grows by longer ones, and its laws need one set of held-out pictures for all.
+    """
+    if study.apart:
+        return 0
+    return max(prior.loop.steps * prior.loop.batch for prior in study.priors)
+
+
 def record_of(run: StudyRun, out: Path) -> dict[str, Any]:
     """What is recorded of a run: that it has finished, else that it failed, else that it waits.
 
@@ -222,9 +232,8 @@ def _run_of(
     }
     if arm.pixels:  # arms had none once, and are to keep their digests
         plain["pixels"] = arm.pixels
-    seen = max(prior.loop.steps * prior.loop.batch for prior in study.priors)
     made_from = digest_of({"tokenizer": plain["tokenizer"]})
-    tokens = digest_of({"seen": seen, "yardstick": plain["yardstick"]})
+    tokens = digest_of({"seen": pictures_seen(study), "yardstick": plain["yardstick"]})
     return StudyRun(
         arm=name, seed=seed, tokenizer=tokenizer, priors=priors, digest=digest_of(plain),
         pixels=arm.pixels, made_from=f"{first}-s{seed}-{made_from}",

@@ -30,6 +30,7 @@ from cartok.lab.inputs import ArmInputs, arm_inputs
 from cartok.lab.records import (
     FILE,
     StudyRun,
+    pictures_seen,
     records_of,
     runs_of,
     why_none_counts,
@@ -172,8 +173,8 @@ def _inputs(study: StudyConfig, world: World, device: str) -> ArmInputs:
         base.view, splits["train"], splits["val"], world, device, study.yardstick,
         sizes=[arm.pixels for arm in study.arms],
     )  # fmt: skip
-    seen = max(prior.loop.steps * prior.loop.batch for prior in study.priors)
-    return replace(inputs, most_tokenised=max(inputs.most_tokenised, seen))
+    seen = pictures_seen(study)
+    return replace(inputs, most_tokenised=max(inputs.most_tokenised, seen) if seen else 0)
 
 
 def _at_once(world: World, gpus: list[int]) -> int:
