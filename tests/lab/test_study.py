@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from cartok.lab import study_work
 from cartok.lab.arm import once
 from cartok.lab.inputs import ArmInputs
 from cartok.lab.plan import cost_of, job_of, plan_of
-from cartok.lab.records import StudyRun, new_record, runs_of, twins_of
+from cartok.lab.records import StudyRun, new_record, records_of, runs_of, twins_of
 from cartok.lab.study import StudyLaunch, in_turn, run_study
 from cartok.recipes import Recipe, recipe_of
 from cartok.recipes import study as recipes_module
@@ -218,6 +219,58 @@ def test_an_arm_that_fails_is_recorded_with_its_reason_and_the_others_go_on(tmp_
     ]  # fmt: skip
     traces = [(tmp_path / run["folder"] / "traceback.txt").exists() for run in found["runs"]]
     assert traces == [False, True, False]
+
+
+def test_a_process_whose_device_is_dead_ends_and_fails_none_of_what_waits(
+    tmp_path, trainings, monkeypatch
+):
+    study = small_study(0, 14, 1, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(study_work, "computes", lambda device: False)
+        with pytest.raises(UserError, match=r"lambda-14-s0 ended .* the same command goes on") as e:
+            go(study, tmp_path)
+    assert "RuntimeError: shapes differ" in str(e.value)
+    found = [record["status"] for record in records_of(runs_of(study), tmp_path)]
+    assert found == ["finished", "waiting", "waiting", "waiting"]
+    found = go(study, tmp_path)
+    assert [run["status"] for run in found["runs"]] == [
+        "finished", "failed", "finished", "finished",
+    ]  # fmt: skip
+    assert trainings.count("lambda-0-s0") == 1
+
+
+def test_tokenizers_that_a_dead_device_leaves_unmade_have_not_failed(
+    tmp_path, trainings, monkeypatch
+):
+    def broken(arm, recipe):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    short, long = (replace(toy(), loop=replace(toy().loop, steps=steps)) for steps in (5, 20))
+    study = small_study(0, 1, apart=True, priors=(short, long))
+    with monkeypatch.context() as patch:
+        patch.setattr(study_work, "run_stage_one", broken)
+        patch.setattr(study_work, "computes", lambda device: False)
+        with pytest.raises(UserError, match="an illegal memory access"):
+            go(study, tmp_path)
+    assert not list(tmp_path.rglob(study_work.FAILED))
+    assert [run["status"] for run in go(study, tmp_path)["runs"]] == ["finished"] * 4
+
+
+@pytest.mark.parametrize(
+    ("error", "alive"),
+    [
+        (None, True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+    ],
+)
+def test_a_device_is_dead_if_it_cannot_add_up_unless_its_memory_is_full(error, alive, monkeypatch):
+    def ones(*shape, device):
+        raise error
+
+    if error:
+        monkeypatch.setattr(torch, "ones", ones)
+    assert study_work.computes("cpu") is alive
 
 
 def test_a_failure_is_run_again_only_when_asked(tmp_path, trainings):

@@ -34,7 +34,11 @@ FAILED = "failed.txt"
 def prepare_in_turn(
     study: StudyConfig, runs: Iterable[StudyRun], out: Path, inputs: ArmInputs, progress: Progress
 ) -> None:
-    """Makes tokenizers and tokens; where one fails a note says why, for the runs made from it."""
+    """Makes tokenizers and tokens; where one fails a note says why, for the runs made from it.
+
+    Raises:
+        UserError: the device computes no more; nothing is noted then.
+    """
     base = study.arms[0].tokenizer  # all have its pictures
     splits = open_splits(base.data, size=base.view.size)
     for run in runs:
@@ -44,13 +48,18 @@ def prepare_in_turn(
         try:
             run_stage_one(replace(arm, name=name), run.tokenizer)
         except Exception as error:
+            _refuse_dead_device(error, run, note.parent, inputs.device)
             write_text(note, _reason_of(error, note.parent))
 
 
 def run_in_turn(
     study: StudyConfig, runs: Iterable[StudyRun], out: Path, inputs: ArmInputs, progress: Progress
 ) -> None:
-    """Does runs, and writes ``study.json`` after each."""
+    """Does runs, and writes ``study.json`` after each.
+
+    Raises:
+        UserError: the device computes no more; nothing is recorded of the run then.
+    """
     base = study.arms[0].tokenizer  # all have its pictures
     splits = open_splits(base.data, size=base.view.size)
     for run in runs:
@@ -86,10 +95,35 @@ def _run(run: StudyRun, out: Path, inputs: ArmInputs, splits: Splits, progress: 
         made_by = provenance(World.join(inputs.device))
         record = new_record(run, "finished", scores=scores, provenance=made_by)
     except Exception as error:  # whatever it is, the other arms can still be compared
+        _refuse_dead_device(error, run, folder, inputs.device)
         reason = _reason_of(error, folder)
         progress.say(f"{run.title} failed: {reason}")
         record = new_record(run, "failed", reason=reason)
     write_json(folder / "arm.json", finite(record))
+
+
+def computes(device: str) -> bool:
+    """Whether a device still does: after some errors of CUDA nothing works in a process any more.
+
+    Such are an illegal access, an assertion in a kernel, and memory that is broken. Memory that is
+    full is none. On the CPU no error stays.
+    """
+    try:
+        torch.ones(2, device=World.join(device).device).sum().item()  # which waits for the device
+    except torch.OutOfMemoryError:
+        return True
+    except Exception:  # CUDA's own have no class in common
+        return False
+    return True
+
+
+def _refuse_dead_device(error: Exception, run: StudyRun, folder: Path, device: str) -> None:
+    """Ends a process whose device is dead: it would soon fail all that waits, one by one."""
+    if not computes(device):
+        raise UserError(
+            f"{run.title} ended and the device computes no more: {_reason_of(error, folder)}; "
+            "nothing is recorded of that run, and the same command goes on with it"
+        ) from error
 
 
 def arm_of(run: StudyRun, out: Path, inputs: ArmInputs, splits: Splits, progress: Progress) -> Arm:
