@@ -3,14 +3,20 @@
 import importlib.util
 import json
 import shutil
+import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from cartok.core.config import dict_of
 from cartok.core.errors import UserError
 from cartok.core.files import write_json
 from cartok.lab.records import new_record, runs_of, why_none_counts, write_summary
+from cartok.lab.study import refuse_folder
 from cartok.recipes.arms import adapted
 from cartok.recipes.prior import toy
 from cartok.scaling.study_file import read_study
@@ -31,6 +37,63 @@ def test_a_study_goes_on_from_its_study_json_alone(tmp_path, trainings):
     assert trainings == ["lambda-0-s0", "lambda-1-s0", "lambda-0-s1", "lambda-1-s1"]
     assert [arm["finished"] for arm in found["arms"]] == [2, 2]
     assert all(run["provenance"]["torch"] for run in found["runs"])
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", '{"name": "small", "runs": [{}]}'])
+def test_a_study_whose_damaged_file_is_deleted_goes_on_from_what_its_runs_recorded(
+    content, tmp_path, trainings
+):
+    made = go(small_study(0, 1), tmp_path)
+    (tmp_path / "study.json").write_text(content)
+    with pytest.raises(UserError, match=r"study\.json\b.* delete it"):
+        go(small_study(0, 1), tmp_path)
+    (tmp_path / "study.json").unlink()
+    assert go(small_study(0, 1), tmp_path)["runs"] == made["runs"]
+    assert len(trainings) == 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"status": "finished"}'])
+def test_a_study_goes_on_without_a_record_that_is_damaged_and_deleted(content, tmp_path, trainings):
+    study = small_study(0, 1)
+    go(study, tmp_path)
+    (tmp_path / "study.json").unlink()
+    record = runs_of(study)[1].folder(tmp_path) / "arm.json"
+    record.write_text(content)
+    with pytest.raises(UserError, match=r"arm\.json\b.* delete it") as refusal:
+        go(study, tmp_path)
+    assert len(str(refusal.value).splitlines()) == 1
+    record.unlink()
+    assert [run["status"] for run in go(study, tmp_path)["runs"]] == ["finished"] * 2
+    assert trainings == ["lambda-0-s0", "lambda-1-s0", "lambda-1-s0"]
+
+
+JSON = st.none() | st.integers() | st.text(max_size=3) | st.lists(st.none(), max_size=1)
+
+
+@given(st.data())
+def test_whatever_stands_in_place_of_a_part_of_a_study_is_read_or_refused(data):
+    study = small_study(0, 1)
+    first, second = runs_of(study)
+    records = [
+        new_record(first, "finished", scores={"gfd": score(1.0)}),
+        new_record(second, "failed", reason="a loss is not finite"),
+    ]
+    damaged = {"name": "small", "config": dict_of(study), "runs": records, "earlier": []}
+    part = damaged
+    while True:
+        keys = list(part) if isinstance(part, dict) else range(len(part))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(part[key], dict | list) or not part[key] or data.draw(st.booleans()):
+            break
+        part = part[key]
+    part[key] = data.draw(JSON | st.builds(dict) | st.just([{}]))
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        (out / "study.json").write_text(json.dumps(damaged))
+        with suppress(UserError):
+            refuse_folder(study, out)
+            why_none_counts(small_study(7), out)
+            write_summary(study, out)
 
 
 def test_means_carry_intervals_and_leave_the_rest_of_receipts_to_the_runs(tmp_path):

@@ -284,6 +284,7 @@ def test_a_failure_is_run_again_only_when_asked(tmp_path, trainings):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, trainings):
     (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "arms" / "coats-s2-of-france").mkdir(parents=True)
     with pytest.raises(UserError, match="holds files but no study"):
         go(small_study(0), tmp_path)
     with pytest.raises(UserError, match="is a file"):

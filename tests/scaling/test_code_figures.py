@@ -53,8 +53,8 @@ def study_of(*arms, seeds=1):
         "arms": [{"name": arm["name"], "finished": seeds, "failures": [], "scores": {}}
                  for arm in arms],
         "runs": [
-            {"arm": arm["name"], "seed": seed, "status": "finished",
-             "scores": scores_of(seed + 0.25)}
+            {"arm": arm["name"], "seed": seed, "digest": f"{arm['name']}-{seed}",
+             "status": "finished", "scores": scores_of(seed + 0.25)}
             for seed in reversed(range(seeds)) for arm in arms
         ],
     }  # fmt: skip

@@ -31,7 +31,7 @@ def study_of(arms, **changes):
         for name, (codes, weight, _) in arms.items()
     ]
     runs = [
-        {"arm": name, "seed": seed, "status": "finished", "scores": {
+        {"arm": name, "seed": seed, "digest": f"{name}-{seed}", "status": "finished", "scores": {
             "rfd": score(rfd), "gfd": score(gfd), "prior_bits_per_image": score(bits)}}
         for name, (_, _, seeds) in arms.items()
         for seed, (rfd, gfd, bits) in enumerate(seeds)

@@ -127,6 +127,46 @@ def test_a_damaged_file_is_refused_in_one_line_that_names_it(tmp_path, also, sha
     assert "\n" not in str(refusal.value)
 
 
+def changed(**fields):
+    return study_of(1, 1) | fields
+
+
+def with_run(**fields):
+    (run,) = study_of(1, 1)["runs"]
+    return changed(runs=[run | fields])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "cannot be read"),
+        (json.dumps(study_of())[:500], "cannot be read"),
+        ("[]", "damaged: it holds no object"),
+        ("null", "damaged: it holds no object"),
+        ("{}", "damaged: it has no 'name'"),
+        (json.dumps(changed(runs=None)), "damaged: its 'runs' is of no use"),
+        (json.dumps(changed(earlier={})), "damaged: its 'earlier' is of no use"),
+        (json.dumps(changed(runs=[{}])), "damaged: a run has no 'arm'"),
+        (json.dumps(changed(earlier=[None])), "damaged: a run is no object"),
+        (json.dumps(with_run(digest=5)), "damaged: a run's 'digest' is of no use"),
+        (json.dumps(with_run(scores=None)), "damaged: a run's 'scores' is of no use"),
+        (json.dumps(with_run(status="failed", reason=None)), "a run's 'reason' is of no use"),
+        (json.dumps(with_run(scores={"gfd": {}})), "damaged: 'gfd' of t0@p0-s0 is no score"),
+        (json.dumps(with_run(scores={"gfd": score("1")})), "'gfd' of t0@p0-s0 is no score"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused_in_one_line_that_says_what_to_do(
+    tmp_path, content, said
+):
+    path = tmp_path / "study.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"study\.json") as refusal:
+        read_study(path)
+    (line,) = str(refusal.value).splitlines()
+    assert said in line
+    assert "delete it: 'cartok study run' then goes on" in line
+
+
 def test_what_json_lacks_is_refused_and_nothing_is_written(tmp_path):
     study = study_of()
     study["runs"][0]["scores"]["gfd"]["value"] = float("nan")

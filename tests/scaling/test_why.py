@@ -19,7 +19,7 @@ def arm_of(name, weight):
 def run_of(name, seed, nats):
     receipt = {"per_position": nats, "grid": [2, 2]}
     bits = {"value": sum(nats), "unit": "bits/image", "receipt": receipt}
-    return {"arm": name, "seed": seed, "status": "finished",
+    return {"arm": name, "seed": seed, "digest": f"{name}-{seed}", "status": "finished",
             "scores": {"prior_bits_per_image": bits}}  # fmt: skip
 
 

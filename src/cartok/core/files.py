@@ -107,8 +107,8 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path: Path, what: str) -> Any:
-    """Reads a JSON file that should be ``what``.
+def read_json(path: Path, what: str, advice: str = "") -> Any:
+    """Reads a JSON file that should be ``what``; ``advice`` is for one that cannot be read.
 
     Raises:
         UserError: the file is missing or no JSON.
@@ -118,7 +118,8 @@ def read_json(path: Path, what: str) -> Any:
     except FileNotFoundError:
         raise UserError(f"{what} was expected at {path}, but there is no such file") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{what} was expected at {path}, but it cannot be read: {error}") from None
+        said = f"{what} was expected at {path}, but it cannot be read: {error}"
+        raise UserError(f"{said}; {advice}" if advice else said) from None
 
 
 def _refuse_taken(path: Path) -> None:

@@ -14,7 +14,7 @@ from cartok.prior.train import PriorRun
 from cartok.recipes.arms import StudyArm, StudyConfig, names_of
 from cartok.scaling.laws_of_study import laws_of
 from cartok.scaling.means import arm_means, arms_of_runs
-from cartok.scaling.study_file import FILE, read_study, write_study
+from cartok.scaling.study_file import FILE, fault_of_run, read_study, write_study
 from cartok.tokenizer.train import TokenizerRun
 
 
@@ -164,16 +164,17 @@ def why_none_counts(study: StudyConfig, out: Path) -> str:
     return f"none of the {len(recorded)} finished runs in {out} counts: {changed}"
 
 
-def _first_arm(config: dict[str, Any] | None) -> dict[str, Any]:
-    if not config:
+def _first_arm(config: Any) -> dict[str, Any]:
+    try:
+        tokenizer = config["arms"][0]["tokenizer"]
+        return {
+            "data": _name_of(tokenizer["data"]),
+            "tokenizer": tokenizer | {"data": ""},
+            "prior": config["priors"][0],
+            "yardstick": config["yardstick"],
+        }
+    except (KeyError, IndexError, TypeError, AttributeError):  # of a version with other fields
         return {}
-    tokenizer = config["arms"][0]["tokenizer"]
-    return {
-        "data": _name_of(tokenizer["data"]),
-        "tokenizer": tokenizer | {"data": ""},
-        "prior": config["priors"][0],
-        "yardstick": config["yardstick"],
-    }
 
 
 def twins_of(study: StudyConfig) -> dict[str, str]:
@@ -196,8 +197,19 @@ def twins_of(study: StudyConfig) -> dict[str, str]:
 
 def _records(out: Path, stored: dict[str, Any]) -> list[dict[str, Any]]:
     """Every record in the folders of runs and in what is stored, asked for now or not."""
-    in_folders = [read_json(path, "an arm's record") for path in out.glob("arms/*/arm.json")]
+    in_folders = [_record_in(path) for path in out.glob("arms/*/arm.json")]
     return [*in_folders, *_as_read_today(stored), *stored.get("earlier", [])]
+
+
+def _record_in(path: Path) -> dict[str, Any]:
+    advice = "delete it, and the same command goes on from what else is recorded"
+    record = read_json(path, "a run's record", advice)
+    if fault := fault_of_run(record):
+        raise UserError(
+            f"a run's record is what 'cartok study run' wrote, but {path} is damaged: {fault}; "
+            f"{advice}"
+        )
+    return record
 
 
 def _as_read_today(study: dict[str, Any]) -> list[dict[str, Any]]:

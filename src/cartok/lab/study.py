@@ -13,6 +13,7 @@ DIR/
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import chain, cycle
@@ -21,7 +22,6 @@ from typing import Any
 
 from cartok.core.config import config
 from cartok.core.errors import UserError
-from cartok.core.files import read_json
 from cartok.core.parallel import World, gpus_of, see_one_gpu
 from cartok.core.progress import Progress
 from cartok.data.images import open_splits
@@ -46,8 +46,12 @@ from cartok.lab.study_work import (
 from cartok.lab.together import Task, Turns, new_turns, run_together, taken
 from cartok.recipes.arms import StudyConfig
 from cartok.scaling.means import ArmMeans, arm_means
+from cartok.scaling.study_file import read_study
 
 Work = Callable[[StudyConfig, Iterable[StudyRun], Path, ArmInputs, Progress], None]
+
+_PARTS = ("arms", "tokenizers")
+_OF_A_RUN = re.compile(r".+-s\d+-[0-9a-f]{16}")  # NAME-sSEED-DIGEST
 
 AT_ONCE_ON_GPU = 4
 """On each: a small training leaves most of a GPU idle."""
@@ -161,8 +165,10 @@ def refuse_folder(study: StudyConfig, out: Path) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not (out / FILE).exists():
+        if any(_OF_A_RUN.fullmatch(path.name) for part in _PARTS for path in out.glob(f"{part}/*")):
+            return  # a study whose file was lost goes on from what its runs recorded
         raise UserError(f"{out} holds files but no study (no {FILE}); name another folder")
-    if (name := read_json(out / FILE, "a study").get("name")) != study.name:
+    if (name := read_study(out / FILE)["name"]) != study.name:
         raise UserError(f"{out} holds the study '{name}', not '{study.name}'; name another folder")
 
 

@@ -28,6 +28,11 @@ ALSO = "&"
 """The field of an object that names what it shares with others."""
 SHARED = "shared"
 
+_ADVICE = (
+    "take another copy of it, or delete it: 'cartok study run' then goes on from what else is "
+    "recorded there"
+)
+
 WORTH = 24
 """Characters: fields that are shorter together are repeated, which is as short as to name them."""
 LINE = 500
@@ -35,21 +40,49 @@ LINE = 500
 
 
 def read_study(path: Path) -> Any:
-    """What a study's file tells, everything in its place; JSON that is no study as it is.
+    """What a study's file tells, everything in its place.
+
+    It has a ``name``, a ``config``, ``runs`` as ``fault_of_run`` wants them, and ``arms``.
 
     Raises:
         UserError: the file is missing, is no JSON, or is damaged.
     """
-    stored = read_json(path, "a study")
-    if not isinstance(stored, dict) or SHARED not in stored:
-        return stored
+    stored = read_json(path, "a study", _ADVICE)
     try:
-        study = unpacked(stored)
+        study = unpacked(stored) if isinstance(stored, dict) and SHARED in stored else stored
+        fault = _fault_of(study)
     except UserError as error:
-        raise UserError(f"{path} is damaged: {error}; take another copy of it") from None
-    if "runs" in study and "arms" not in study:
+        fault = str(error)
+    if fault:
+        raise UserError(
+            f"a study is what 'cartok study run' wrote, but {path} is damaged: {fault}; {_ADVICE}"
+        )
+    if "arms" not in study:
         study["arms"] = arms_of_runs(study["runs"])
     return study
+
+
+def fault_of_run(run: Any) -> str:
+    """Why a JSON value is no record of a run, or nothing if it is one.
+
+    A record has a string ``arm``, ``digest`` and ``status``, a whole ``seed``, and if it failed a
+    ``reason``; if it has finished ``scores``, each with a ``value`` (a number or null), a ``unit``
+    and a ``receipt``.
+    """
+    if not isinstance(run, dict):
+        return "a run is no object"
+    wanted = {"arm": str, "seed": int, "digest": str, "status": str}
+    if run.get("status") == "failed":
+        wanted["reason"] = str
+    if run.get("status") == "finished":
+        wanted["scores"] = dict
+    for key, kind in wanted.items():
+        if not isinstance(run.get(key), kind):
+            return f"a run has no '{key}'" if key not in run else f"a run's '{key}' is of no use"
+    for name, score in run["scores"].items() if "scores" in wanted else ():
+        if not _is_score(score):
+            return f"'{name}' of {run['arm']}-s{run['seed']} is no score"
+    return ""
 
 
 def write_study(path: Path, study: dict[str, Any]) -> None:
@@ -110,6 +143,27 @@ def unpacked(stored: dict[str, Any]) -> dict[str, Any]:
         return found | {key: whole(value, within) for key, value in part.items() if key != ALSO}
 
     return whole({key: part for key, part in stored.items() if key != SHARED}, ())
+
+
+def _fault_of(study: Any) -> str:
+    if not isinstance(study, dict):
+        return "it holds no object"
+    for key, kind in {"name": str, "config": dict, "runs": list}.items():
+        if not isinstance(study.get(key), kind):
+            return f"it has no '{key}'" if key not in study else f"its '{key}' is of no use"
+    earlier = study.get("earlier", [])
+    if not isinstance(earlier, list):
+        return "its 'earlier' is of no use"
+    return next(filter(None, map(fault_of_run, [*study["runs"], *earlier])), "")
+
+
+def _is_score(score: Any) -> bool:
+    return (
+        isinstance(score, dict)
+        and isinstance(score.get("value", ""), int | float | None)
+        and isinstance(score.get("unit"), str)
+        and isinstance(score.get("receipt"), dict)
+    )
 
 
 def _fields(shared: Any, inside: tuple[Any, ...]) -> dict[str, Any]:
