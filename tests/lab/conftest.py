@@ -6,8 +6,8 @@ from torch import nn
 
 from cartok.core.errors import UserError
 from cartok.frozen import LITE0
+from cartok.lab import inputs, study_work
 from cartok.lab import study as study_module
-from cartok.lab import study_work
 from cartok.lab.inputs import ArmInputs
 from cartok.metrics import suite
 
@@ -111,6 +111,7 @@ def trainings(monkeypatch):
     for module in (study_module, study_work):
         monkeypatch.setattr(module, "open_splits", lambda *source, size: {})
     empty = object.__new__(ArmInputs)
-    object.__setattr__(empty, "device", "cpu")  # nobody looks further into it
+    for name, value in (("device", "cpu"), ("crop", inputs._CENTRAL)):
+        object.__setattr__(empty, name, value)  # nobody looks further into it
     monkeypatch.setattr(study_module, "_inputs", lambda *arguments: empty)
     return done

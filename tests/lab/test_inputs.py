@@ -47,6 +47,16 @@ def test_the_full_distance_is_the_score_where_there_is_one_and_the_other_stands_
 
 
 @pytest.mark.usefixtures("coarse_look")
+@pytest.mark.parametrize("num", [575, 576])
+def test_few_pictures_are_told_from_many_for_several_crops_of_each_are_scored(pictures, num):
+    least = Yardstick(samples=512, reference=512, held=512)
+    train, held = (pictures["train"].subset(np.arange(size) % 500) for size in (600, num))
+    inputs = arm_inputs(View(size=32), train, held, World(), "cpu", least)
+    assert inputs.has_few == (num < 576)
+    assert ("several a picture" in inputs.crop) == inputs.has_few
+
+
+@pytest.mark.usefixtures("coarse_look")
 def test_each_prior_takes_the_guidance_whose_samples_come_nearest(pictures, monkeypatch):
     """Drawn with another seed than those that are scored, which it never sees."""
     yardstick = Yardstick(

@@ -331,7 +331,9 @@ def test_the_verb_prints_tables_and_the_file_they_come_from(verb, tmp_path, trai
     assert verb("small", "--seeds", "2", "--scale", "0.5") == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed[:3]] == ["arm", "lambda-0", "lambda-1"]
-    assert printed[-1] == str(tmp_path / "out" / "study.json")
+    assert printed[-2:] == [
+        str(tmp_path / "out" / "study.json"), f"its page: cartok report {tmp_path / 'out'}",
+    ]  # fmt: skip
     found = read_study(tmp_path / "out" / "study.json")
     assert len(found["runs"]) == len(trainings) == 4
     assert found["config"]["arms"][0]["tokenizer"]["loop"]["steps"] == 10

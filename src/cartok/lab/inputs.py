@@ -67,11 +67,19 @@ class ArmInputs:
     crop: str
     probe: ProbeConfig
 
+    @property
+    def has_few(self) -> bool:
+        """True if there are so few pictures that several crops of each are scored."""
+        return self.crop != _CENTRAL
+
     def seen_at(self, pixels: int) -> Seen:
         """Pictures at a size; 0 is that at which they are scored."""
         if pixels in (0, self.held_image.shape[-1]):
             return Seen(self.probe_image, self.held_image)
         return self.at_other_sizes[pixels]
+
+
+_CENTRAL = "central square of the short side, resized"
 
 
 def arm_inputs(
@@ -95,7 +103,7 @@ def arm_inputs(
         )
     few = min(len(train), len(held)) < MANY
     cut = replace(view, min_scale=FEW_SCALE if few else 1.0)
-    crop = "central square of the short side, resized"
+    crop = _CENTRAL
     if few:
         crop = f"random squares of {FEW_SCALE:g} to 1 of the short side, several a picture, resized"
 

@@ -26,7 +26,7 @@ from cartok.core.parallel import World, gpus_of, see_one_gpu
 from cartok.core.progress import Progress
 from cartok.data.images import open_splits
 from cartok.lab.cluster import Call, Where, call_elsewhere, options_of
-from cartok.lab.inputs import ArmInputs, arm_inputs
+from cartok.lab.inputs import MANY, ArmInputs, arm_inputs
 from cartok.lab.records import (
     FILE,
     StudyRun,
@@ -109,6 +109,12 @@ def run_study(study: StudyConfig, launch: StudyLaunch, progress: Progress) -> li
         with progress.stage("pictures to score against", 1) as tick:
             inputs = _inputs(study, world, launch.device)
             tick(1, "")
+        if inputs.has_few:
+            progress.say(
+                f"there are fewer than {MANY:,} pictures for training or validation, so several "
+                "crops of each are scored; intervals take them for pictures of their own, and are "
+                "too narrow"
+            )
         write_summary(study, out, world)
         gpus = gpus_of(launch.device, world)
         at_once = launch.at_once or _at_once(world, gpus)
