@@ -4,12 +4,15 @@ import copy
 import json
 import math
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cartok.scaling.arm_fits import fits_of
-from cartok.scaling.grid import grid_of
+from cartok.scaling.arm_fits import ArmFit, fits_of
+from cartok.scaling.grid import GridArm, grid_of
 from cartok.scaling.joint import JointLaw
-from cartok.scaling.law import Law
+from cartok.scaling.law import Law, LawFit
 from cartok.scaling.laws_of_study import crossings_of, laws_of
 
 SMALL, LARGE = Law(5.0, -0.9, 32.5), Law(1.5, -0.6, 23.0)
@@ -61,6 +64,72 @@ def test_where_noise_hides_a_crossing_its_interval_and_the_share_of_refits_say_s
     assert 1 < width[0] < width[1]
     assert width[1] - 1 > 10 * (width[0] - 1)
     assert sure.share >= unsure.share
+
+
+def fit_with(name, laws):
+    """A fit that has seen 1e12 to 1e15 FLOPs: its law is the first, draws are the others."""
+    draws = np.array([[law.l_min, law.alpha, law.intercept] for law in laws[1:]])
+    fit = LawFit(laws[0], 1.0, np.zeros(8), (1e12, 1e15), "", (), draws)
+    return ArmFit(GridArm(name), "gfd", (), law=fit)
+
+
+def bent(first, last):
+    """A law of alpha -.8 that beats ``STRAIGHT`` between two computes and nowhere else.
+
+    Over u = C^-.4 it is l + B u^2 and the straight one 1 + 100 u, a parabola and a line that meet
+    where their difference B (u - u1) (u - u2) is 0.
+    """
+    u1, u2 = first**-0.4, last**-0.4
+    bend = 100 / (u1 + u2)
+    return Law(1 + bend * u1 * u2, -0.8, math.log(bend))
+
+
+STRAIGHT = Law(1.0, -0.4, math.log(100.0))
+FAR = 1e20
+"""Beyond all that is looked at."""
+
+
+@given(
+    st.floats(12.2, 14.8),
+    st.lists(
+        st.tuples(st.floats(11.6, 15.9), st.one_of(st.none(), st.floats(0.1, 3.0))),
+        min_size=1, max_size=30,
+    ),
+    st.booleans(),
+)  # fmt: skip
+def test_a_refit_crosses_where_it_turns_the_points_way_wherever_else_it_turns(
+    place, draws, is_first
+):
+    """``draws`` are where the bent law comes to lead, and for how many decades, if not for good."""
+    last = [10 ** (first + lead) if lead else FAR for first, lead in draws]
+    laws = [bent(10**place, FAR)]
+    laws += [bent(10**first, end) for (first, _), end in zip(draws, last, strict=True)]
+    pair = [fit_with("bent", laws), fit_with("straight", [STRAIGHT] * len(laws))]
+    (found,) = crossings_of(pair if is_first else pair[::-1])
+    assert found.flops == pytest.approx(10**place, rel=1e-6)
+    assert (found.below, found.above) == ("straight", "bent")
+    assert found.share == 1.0
+    ends = np.quantile([10**first for first, _ in draws], (0.05, 0.95))
+    assert (found.interval.low, found.interval.high) == pytest.approx(tuple(ends), rel=0.04)
+    surely, perhaps = (
+        np.mean([12 + slack < first < 15 - slack for first, _ in draws]) for slack in (0.02, -0.02)
+    )
+    assert surely <= found.share_within <= perhaps
+    surely, perhaps = (np.mean([end < 1e16 * slack for end in last]) for slack in (0.95, 1.05))
+    assert surely <= found.share_twice <= perhaps
+
+
+def test_the_sentence_tells_how_many_refits_cross_so_and_how_many_cross_twice():
+    """Of 20 refits 14 cross as the laws do, two of them beyond; 6 cross the other way alone."""
+    once = [bent(1e3, 1e14)] * 10 + [bent(1e3, 3e15)] * 2
+    laws = [bent(1e3, 1e14), *once, *[bent(2e11, 1e14)] * 2, *[bent(1e14, FAR)] * 6]
+    (found,) = crossings_of([fit_with("bent", laws), fit_with("straight", [STRAIGHT] * 21)])
+    assert (found.share, found.share_within, found.share_twice) == (0.7, 0.6, 0.1)
+    assert "70% of refits cross so (60% within what both have seen), 90 % of those" in found.words
+    assert found.words.endswith("; 10% of refits cross twice.")
+    (found,) = crossings_of([fit_with("bent", laws[:13]), fit_with("straight", [STRAIGHT] * 13)])
+    assert (found.share, found.share_twice) == (1.0, 0.0)
+    assert "twice" not in found.words
 
 
 def test_laws_that_do_not_cross_say_which_is_better_all_over(grid_study):

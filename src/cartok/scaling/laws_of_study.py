@@ -33,9 +33,14 @@ class Crossing:
     flops: float | None
     """Also up to ten times beyond ``within``; none if they do not cross there."""
     interval: Interval | None
-    """Over the refits that cross."""
+    """Over the refits that cross so."""
     share: float
-    """Of refits that cross."""
+    """Of refits that cross so, ``below`` to ``above``, up to ten times beyond ``within``: a refit
+    does that once at most. Without a crossing, of those that cross at all."""
+    share_within: float
+    """Of refits that cross so within ``within``."""
+    share_twice: float
+    """Of refits that cross both ways, up to ten times beyond ``within``."""
     below: str
     """Which is better below the crossing; without one, at the low end of ``within``."""
     above: str
@@ -60,9 +65,13 @@ class Crossing:
                 f"the low end, {self.sure_high:.0%} at the high one)."
             )
         where = "" if self.is_seen else ", which is beyond what both have seen"
+        twice = (
+            f"; {self.share_twice:.0%} of refits cross twice" if self.share_twice >= 0.05 else ""
+        )
         return (
             f"{self.below} is better below {shown(self.flops)} FLOPs and {self.above} above"
-            f"{where}; {self.share:.0%} of refits cross, 90 % of those in {span(self.interval)}."
+            f"{where}; {self.share:.0%} of refits cross so ({self.share_within:.0%} within what "
+            f"both have seen), 90 % of those in {span(self.interval)}{twice}."
         )
 
 
@@ -111,12 +120,17 @@ def _crossing(names: tuple[str, str], one: LawFit, other: LawFit) -> Crossing | 
         return names[laws[0].score_at(compute) > laws[1].score_at(compute)]
 
     edges = (low, high) if found is None else (found / 1.01, found * 1.01)
+    below, above = map(first_at, edges)
     places = np.geomspace(low / REACH, high * REACH, _PLACES)
-    gaps = one.drawn_scores(places) - other.drawn_scores(places)
-    turns = np.sign(gaps[:, :-1]) * np.sign(gaps[:, 1:]) < 0
-    cross = turns.any(axis=1)
-    last = _PLACES - 2 - np.argmax(turns[:, ::-1], axis=1)
-    at = np.sqrt(places[last] * places[last + 1])[cross]
+    places = np.union1d(places, (low, high))
+    leads = one.drawn_scores(places) < other.drawn_scores(places)
+    falls_back, catches_up = leads[:, :-1] & ~leads[:, 1:], ~leads[:, :-1] & leads[:, 1:]
+    so = falls_back if below == names[0] else catches_up
+    if found is None:
+        so = falls_back | catches_up
+    middles = np.sqrt(places[:-1] * places[1:])
+    cross, inside = so.any(axis=1), (low <= middles) & (middles <= high)
+    at = middles[np.argmax(so[cross], axis=1)]
     ends = np.array([low, high])
     wins = one.drawn_scores(ends) < other.drawn_scores(ends)
     lead = [first_at(end) == names[0] for end in (low, high)]
@@ -124,8 +138,9 @@ def _crossing(names: tuple[str, str], one: LawFit, other: LawFit) -> Crossing | 
     return Crossing(
         arms=names, within=(low, high), flops=found,
         interval=_middle(at) if found and len(at) else None,
-        share=float(cross.mean()), below=first_at(edges[0]), above=first_at(edges[1]),
-        sure_low=sure[0], sure_high=sure[1],
+        share=float(cross.mean()), share_within=float(so[:, inside].any(axis=1).mean()),
+        share_twice=float((falls_back.any(axis=1) & catches_up.any(axis=1)).mean()),
+        below=below, above=above, sure_low=sure[0], sure_high=sure[1],
     )  # fmt: skip
 
 
