@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import math
 import re
 
 import pytest
@@ -12,6 +13,7 @@ from cartok.scaling import paper
 from cartok.scaling.arm_fits import fits_of
 from cartok.scaling.grid import at_longest
 from cartok.scaling.law import Law
+from cartok.scaling.laws_of_study import crossings_of
 from cartok.scaling.numbers import shown
 from cartok.scaling.report import write_report
 from cartok.scaling.study import rows_of_study
@@ -121,6 +123,27 @@ def test_which_is_best_at_either_end_and_where_it_changes_is_said(crossed):
     (sentence,) = found.crossings["in the number of codes alone"]
     assert sentence.startswith("small is better below ")
     assert sentence.endswith("The smaller codebook wins at low compute and loses at high.")
+
+
+@pytest.mark.parametrize("earlier", [1, 9.5])
+def test_that_small_codebooks_win_at_first_is_said_only_if_refits_agree_at_both_ends(
+    grid_study, earlier
+):
+    """Laws cross at ten times the least compute that both have seen, or so many times earlier."""
+    small, large = (
+        Law(law.l_min, law.alpha, law.intercept + law.alpha * math.log(earlier))
+        for law in (SMALL, LARGE)
+    )
+    arms = {"small": (64, 64, 3.5, at(small)), "large": (4096, 64, 1.2, at(large))}
+    study = grid_study(arms, noise=0.09)
+    (found,) = crossings_of(fits_of(study, "gfd"))
+    assert found.is_seen
+    assert found.below == "small"
+    assert found.sure_high > 0.9
+    assert (found.sure_low > 0.9) == (earlier == 1)
+    (sentence,) = tradeoff_of(study).crossings["in the number of codes alone"]
+    assert sentence.startswith(found.words)
+    assert ("wins at low compute" in sentence) == (earlier == 1)
 
 
 def test_a_table_holds_arms_by_lengths_with_the_floor_of_each(crossed):

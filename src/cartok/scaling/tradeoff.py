@@ -27,6 +27,7 @@ from cartok.scaling.units import FLOPS_PER_PAPER_UNIT
 
 _PLACES = 60  # of a curve
 _UNLIKE = "in several things"
+_SURE = 0.9  # the share of refits that agree on who is better at an end, to say it flatly
 
 
 @dataclass(frozen=True)
@@ -298,7 +299,8 @@ def _by_difference(
         elif family[one.name] == family[other.name]:
             heading = "in the number of codes alone"
             small = min(one, other, key=lambda arm: arm.codes)
-            if crossing.is_seen and crossing.below == small.name:
+            is_sure = min(crossing.sure_low, crossing.sure_high) >= _SURE
+            if crossing.is_seen and crossing.below == small.name and is_sure:
                 words += " The smaller codebook wins at low compute and loses at high."
         elif tokenizers[one.name] == tokenizers[other.name]:
             heading = "in the tokens of a picture alone"
