@@ -147,8 +147,8 @@ def test_that_small_codebooks_win_at_first_is_said_only_if_refits_agree_at_both_
 
 
 def test_a_table_holds_arms_by_lengths_with_the_floor_of_each(crossed):
-    found = tradeoff_of(crossed)
-    assert found.lengths == [f"6x256-{steps}" for steps in (500, 1000, 2000, 4000, 8000)]
+    found = tradeoff_of(crossed).lengths
+    assert found.priors == [f"6x256-{steps}" for steps in (500, 1000, 2000, 4000, 8000)]
     small = found.rows[0]
     assert (small.codes, small.tokens, small.rfd) == (64, 64, "3.500")
     assert len({len(row.cells) for row in found.rows}) == 1

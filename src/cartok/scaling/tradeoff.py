@@ -20,6 +20,7 @@ from cartok.scaling.joint_rows import JointRow, joint_rows
 from cartok.scaling.law import Law, LawFit
 from cartok.scaling.law_charts import LawLine, law_chart, residual_chart
 from cartok.scaling.laws_of_study import Crossing, crossings_of
+from cartok.scaling.lengths import LengthTable, lengths_of
 from cartok.scaling.luck import words_of
 from cartok.scaling.numbers import Interval, Number, shown, span
 from cartok.scaling.study import families_of
@@ -56,18 +57,6 @@ class ScoreLaws:
 
 
 @dataclass(frozen=True)
-class LengthRow:
-    """One tokenizer's gFD by the prior that followed it."""
-
-    arm: str
-    tone: int
-    codes: int
-    tokens: int
-    rfd: str
-    cells: list[str]
-
-
-@dataclass(frozen=True)
 class TradeOff:
     """All of the section."""
 
@@ -75,9 +64,7 @@ class TradeOff:
     first: str
     """Which tokenizer is best at the least and at the most compute that all have seen."""
     scores: list[ScoreLaws]
-    lengths: list[str]
-    """Headings: priors by size, then by steps."""
-    rows: list[LengthRow]
+    lengths: LengthTable
     foretold: list[Foretold]
     crossings: dict[str, list[str]]
     """Sentences by what the two tokenizers differ in."""
@@ -91,18 +78,11 @@ def tradeoff_of(study: dict[str, Any]) -> TradeOff:
     arms = grid_of(study)
     tones = {arm.name: place for place, arm in enumerate(arms)}
     by_key = {key: fits_of(study, key) for key in FITTED}
-    priors: dict[str, tuple[int, int]] = {}
-    for arm in arms:
-        for point in arm.points:
-            place = point.parameters, point.steps
-            priors[point.prior] = min(place, priors.get(point.prior, place))
-    lengths = sorted(priors, key=priors.__getitem__)
     return TradeOff(
         legend=[(tone, name) for name, tone in tones.items()],
         first=_first(by_key["gfd"]),
         scores=[_score_laws(FITTED[key], fits, tones) for key, fits in by_key.items()],
-        lengths=lengths,
-        rows=[_length_row(arm, lengths, tones[arm.name]) for arm in arms],
+        lengths=lengths_of(arms, tones),
         foretold=foretold(study),
         crossings=_by_difference(study, crossings_of(by_key["gfd"]), arms),
         unlike=_UNLIKE,
@@ -251,19 +231,6 @@ def _law_row(fit: ArmFit, tone: int) -> LawRow:
         str(len(fit.runs)),
     )
     return LawRow(fit.arm.name, tone, cells, "; ".join(note for note in notes if note))
-
-
-def _length_row(arm: GridArm, lengths: list[str], tone: int) -> LengthRow:
-    found: dict[str, list[Number]] = {}
-    for point in arm.points:
-        if "gfd" in point.scores:
-            found.setdefault(point.prior, []).append(point.scores["gfd"])
-    means = {name: sum(values) / len(values) for name, values in found.items()}
-    return LengthRow(
-        arm.name, tone, arm.codes, arm.tokens,
-        "–" if arm.rfd is None else shown(arm.rfd),
-        [shown(means[name]) if name in means else "–" for name in lengths],
-    )  # fmt: skip
 
 
 def _first(fits: list[ArmFit]) -> str:
