@@ -124,6 +124,18 @@ def test_the_page_names_every_machine_that_had_a_part(tmp_path):
     assert "<dd>abc</dd>" in page
 
 
+def test_the_page_of_a_study_says_how_many_runs_have_not_finished(tmp_path):
+    study = study_of(ARMS)
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    assert "have finished" not in write_report(tmp_path).read_text()
+    study["runs"] += [
+        {"arm": "broken", "seed": seed, "status": "waiting", "reason": ""} for seed in (0, 1)
+    ]
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    page = write_report(tmp_path).read_text()
+    assert page.index("4 of 6 runs have finished; 2 wait.") < page.index("Warnings")
+
+
 def test_the_page_says_of_what_pictures_and_priors_its_numbers_are(tmp_path):
     study = study_of(ARMS)
     study["config"]["arms"][0]["tokenizer"] |= {

@@ -146,16 +146,6 @@ def test_that_small_codebooks_win_at_first_is_said_only_if_refits_agree_at_both_
     assert ("wins at low compute" in sentence) == (earlier == 1)
 
 
-def test_a_table_holds_arms_by_lengths_with_the_floor_of_each(crossed):
-    found = tradeoff_of(crossed).lengths
-    assert found.priors == [f"6x256-{steps}" for steps in (500, 1000, 2000, 4000, 8000)]
-    small = found.rows[0]
-    assert (small.codes, small.tokens, small.rfd) == (64, 64, "3.500")
-    assert len({len(row.cells) for row in found.rows}) == 1
-    cost = 6 * 6_000_000 * 64 * 256 * 8000
-    assert float(small.cells[-1]) == pytest.approx(SMALL.score_at(cost), abs=5e-4)
-
-
 def test_the_papers_curves_stand_at_its_compute_in_a_figure_of_their_own():
     figure = paper_figure("gFID")
     high = paper.COMPUTE_RANGE[1]
@@ -175,6 +165,20 @@ def test_the_page_lists_every_tokenizer_once_not_every_run(page):
         "</table>"
     )[0]
     assert len(re.findall(r'<th scope="row">', arms)) == 3
+
+
+def test_a_grid_whose_runs_have_not_all_finished_says_so_before_all_else(crossed, page, tmp_path):
+    assert "runs have finished" not in page
+    assert re.search(r"in\s+10 trainings on every tokenizer \(5 priors,\s+2 seeds\)", page)
+    for run in crossed["runs"][5:8]:
+        run |= {"status": "waiting", "scores": {}}
+    crossed["runs"][-1] |= {"status": "failed", "reason": "not finite", "scores": {}}
+    (tmp_path / "study.json").write_text(json.dumps(crossed))
+    page = write_report(tmp_path).read_text()
+    said = "26 of 30 runs have finished; 3 wait and 1 failed."
+    assert page.index(said) < page.index('id="trade-off"')
+    assert re.search(r"in\s+7 to 10 trainings on every tokenizer", page)
+    assert "* of 1 of 2 seeds" in page
 
 
 def test_tables_of_the_page_can_be_taken_along(page):

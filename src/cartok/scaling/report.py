@@ -37,6 +37,7 @@ from cartok.scaling.study import (
     priors_of,
     rows_of_study,
     study_figures,
+    unfinished,
 )
 from cartok.scaling.study_file import read_study
 from cartok.scaling.tradeoff import tradeoff_of
@@ -153,6 +154,7 @@ def _study_page(path: Path) -> str:
     return _environment().get_template("study.html.jinja").render(
         title=study["name"],
         prior=prior,
+        unfinished=unfinished(whole),
         tradeoff=tradeoff_of(whole) if is_grid(whole) else None,
         rows=rows_of_study(study),
         columns=list(COLUMNS.values()),

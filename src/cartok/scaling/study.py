@@ -5,6 +5,7 @@ question is whether the curve with the regulariser lies below the one without.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import quantiles
@@ -78,6 +79,22 @@ def rows_of_study(study: dict[str, Any]) -> list[ArmRow]:
         )
         for arm in study["arms"]
     ]
+
+
+def unfinished(study: dict[str, Any]) -> str:
+    """How many runs have finished, wait and failed, in words; empty if all have finished."""
+    counts = Counter(run["status"] for run in study["runs"])
+    left = [f"{counts[key]:,} {word}" for key, word in (("waiting", "wait"), ("failed", "failed"))
+            if counts[key]]  # fmt: skip
+    if not left:
+        return ""
+    told = f"{counts['finished']:,} of {len(study['runs']):,} runs have finished"
+    return f"{told}; {' and '.join(left)}."
+
+
+def num_seeds(study: dict[str, Any]) -> int:
+    """Seeds that each arm is to have, finished or not."""
+    return study["config"].get("seeds") or len({run["seed"] for run in study["runs"]})
 
 
 def study_figures(study: dict[str, Any]) -> list[Figure]:

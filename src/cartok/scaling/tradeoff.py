@@ -23,7 +23,7 @@ from cartok.scaling.laws_of_study import Crossing, crossings_of
 from cartok.scaling.lengths import LengthTable, lengths_of
 from cartok.scaling.luck import words_of
 from cartok.scaling.numbers import Interval, Number, shown, span
-from cartok.scaling.study import families_of
+from cartok.scaling.study import families_of, num_seeds
 from cartok.scaling.units import FLOPS_PER_PAPER_UNIT
 
 _PLACES = 60  # of a curve
@@ -82,7 +82,7 @@ def tradeoff_of(study: dict[str, Any]) -> TradeOff:
         legend=[(tone, name) for name, tone in tones.items()],
         first=_first(by_key["gfd"]),
         scores=[_score_laws(FITTED[key], fits, tones) for key, fits in by_key.items()],
-        lengths=lengths_of(arms, tones),
+        lengths=lengths_of(arms, tones, num_seeds(study)),
         foretold=foretold(study),
         crossings=_by_difference(study, crossings_of(by_key["gfd"]), arms),
         unlike=_UNLIKE,
