@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,12 +11,16 @@ import torch
 from PIL import Image
 
 from cartok.__main__ import main
+from cartok.core.progress import Progress
 from cartok.core.shapes import image_of_pixels, pixels_of
 from cartok.data.images import open_splits
 from cartok.data.tokens import open_tokens
 from cartok.data.views import View, center_view
 from cartok.lab import token_survey
+from cartok.lab.arm import Arm
+from cartok.lab.arm_scores import code_scores
 from cartok.lab.evaluations import spread
+from cartok.lab.inputs import ArmInputs
 from cartok.lab.token_survey import (
     describe_tokens,
     sheet_of_tokens,
@@ -100,6 +105,16 @@ def test_the_numbers_are_those_of_the_central_views_of_training_pictures(found):
     assert f"{found.unigram_bits:.3f} bits a token" in line_of(said, "entropy")
     assert f"given the one above it {found.context.given_above:.3f}" in said
     assert found.context.given_above <= found.context.alone
+
+
+def test_scores_of_codes_keep_what_chance_shows_and_bits_at_a_position_corrected(made, found):
+    tokenizer = tokenizer_of(made / "tokens", found.manifest)
+    arm = Arm("toy", made, made, Mock(spec=ArmInputs), Progress())
+    scores = code_scores(arm, tokenizer)
+    receipt = scores["position_bits"]["receipt"]
+    assert scores["position_bits"]["value"] == found.position_bits
+    assert receipt["corrected"] == found.position_bits_corrected > found.position_bits
+    assert scores["code_skew"]["receipt"]["by_chance"] == found.skew_by_chance
 
 
 def test_many_pictures_are_counted_in_part_and_it_is_said(made, monkeypatch):

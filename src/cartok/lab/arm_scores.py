@@ -91,6 +91,7 @@ def code_scores(arm: Arm, tokenizer: Tokenizer) -> Scores:
         bits["bits_given_above"] = found.context.given_above
     scores = {name: score_of(value, "bits/token", **counted) for name, value in bits.items()}
     maps = maps_of(found.tokens, tokenizer)
+    scores["position_bits"]["receipt"]["corrected"] = found.position_bits_corrected
     drawn = {"by_chance": found.skew_by_chance} | ({"maps": maps} if maps else {})
     return scores | {"code_skew": score_of(found.skew, "share", **counted, **drawn)}
 

@@ -21,9 +21,10 @@ STATISTICS = {
     "bits_given_left": "given the left code",
     "bits_given_above": "given the upper code",
     "code_skew": "skew",
+    "skew_by_chance": "by chance",
     "prior_nats_per_token": "prior, nats/token",
 }
-"""Columns of the table, by score."""
+"""Columns of the table, by score; ``skew_by_chance`` stands in the receipt of ``code_skew``."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Why:
     columns: list[str]
     rows: list[tuple[str, int, list[str]]]
     """Name, tone and cells of every arm."""
+    is_corrected: bool
+    """True if bits at a position are corrected for the pictures that were not seen: all of them, or
+    none, since plain ones are low."""
     figures: list[Figure]
     """Loss by position, of each regularised arm and the one that differs in that alone."""
     codes: CodeFigures
@@ -43,10 +47,16 @@ def why_of(study: dict[str, Any]) -> Why | None:
     """None if no arm has these numbers."""
     arms = [arm for arm in study["arms"] if "unigram_bits" in arm["scores"]]
     tones = {row.name: row.tone for row in rows_of_study(study)}
-    rows = [
-        (arm["name"], tones[arm["name"]], [_cell(arm["scores"].get(key)) for key in STATISTICS])
-        for arm in arms
-    ]
+    chance = _from_receipts(study, "code_skew", "by_chance")
+    corrected = _from_receipts(study, "position_bits", "corrected")
+    is_corrected = all(arm["name"] in corrected for arm in arms)
+    rows = []
+    for arm in arms:
+        name, known = arm["name"], {key: each["value"] for key, each in arm["scores"].items()}
+        known["skew_by_chance"] = chance.get(name)
+        if is_corrected:
+            known["position_bits"] = corrected[name]
+        rows.append((name, tones[name], [_cell(known.get(key)) for key in STATISTICS]))
     nats = _nats_by_arm(study)
     figures = [
         _positions(pair, nats, tones)
@@ -56,7 +66,7 @@ def why_of(study: dict[str, Any]) -> Why | None:
     codes = code_figures(study)
     if not (rows or figures or codes.maps or codes.planes):
         return None
-    return Why(list(STATISTICS.values()), rows, figures, codes)
+    return Why(list(STATISTICS.values()), rows, is_corrected, figures, codes)
 
 
 def _nats_by_arm(study: dict[str, Any]) -> dict[str, tuple[list[float], int]]:
@@ -102,5 +112,18 @@ def _positions(
     )
 
 
-def _cell(score: dict[str, Any] | None) -> str:
-    return "–" if score is None or score["value"] is None else shown(score["value"])
+def _from_receipts(study: dict[str, Any], key: str, field: str) -> dict[str, float]:
+    """Of arms in whose runs every receipt of a score has the field, its mean over them."""
+    found: dict[str, list[float | None]] = {}
+    for run in study["runs"]:
+        if key in run.get("scores", {}):
+            found.setdefault(run["arm"], []).append(run["scores"][key]["receipt"].get(field))
+    return {
+        name: sum(known) / len(known)
+        for name, values in found.items()
+        if len(known := [value for value in values if value is not None]) == len(values)
+    }
+
+
+def _cell(value: Number | None) -> str:
+    return "–" if value is None else shown(value)
