@@ -112,6 +112,28 @@ def test_what_a_joint_form_leaves_is_of_all_runs_not_of_the_best(of_sizes):
     assert max(abs(float(row["% off the law"])) for row in left) < 0.01
 
 
+def after_tables(page, heading):
+    """What follows each table of laws, or of joint forms, up to the next table."""
+    parts = page.split(f'<th scope="col">{heading} of ')[1:]
+    return [" ".join(re.split("</table>|<table>", part)[1].split()) for part in parts]
+
+
+def test_every_table_says_of_what_its_r2_is(crossed, of_sizes, tmp_path):
+    paper_has = "R² is of log(L − L<sub>min</sub>), as the paper has it"
+    of_best = f"{paper_has}; where priors have several sizes, of the runs on the frontier alone."
+    for study, said in ((crossed, f"{paper_has}."), (of_sizes, of_best)):
+        (tmp_path / "study.json").write_text(json.dumps(study))
+        page = write_report(tmp_path).read_text()
+        laws = after_tables(page, "law")
+        assert len(laws) == 2
+        assert all(text.count("R² is") == 1 for text in laws)
+        assert all(said in text for text in laws)
+    joint = after_tables(page, "joint form")
+    assert len(joint) == 2
+    assert all("R² is of log L, of all runs." in text for text in joint)
+    assert all(paper_has not in text for text in joint)
+
+
 def test_one_size_of_prior_has_no_joint_form(crossed, page):
     assert tradeoff_of(crossed).scores[0].joint == []
     assert "joint form" not in page
