@@ -168,6 +168,14 @@ def test_that_small_codebooks_win_at_first_is_said_only_if_refits_agree_at_both_
     assert ("wins at low compute" in sentence) == (earlier == 1)
 
 
+def test_strict_flops_are_called_near_the_papers_unit_not_that_unit(page):
+    """Of a small prior with many codes they are .6 of it, as embeddings count there alone."""
+    assert (
+        page.count("256 FLOPs: about the paper's unit") == page.count("FLOPs of the training") > 0
+    )
+    assert "the paper's unit, 256 FLOPs" not in page
+
+
 def test_the_papers_curves_stand_at_its_compute_in_a_figure_of_their_own():
     figure = paper_figure("gFID")
     high = paper.COMPUTE_RANGE[1]

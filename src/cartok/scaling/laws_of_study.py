@@ -2,7 +2,7 @@
 
 Everything is found anew from the runs in ``study.json``, always alike; ``laws_of`` is what is kept
 in that file. Compute is the prior's training in FLOPs, strictly counted, the tokenizer's not among
-them; the paper's unit is 256 FLOPs.
+them; 256 FLOPs are about the paper's unit.
 """
 
 import math
