@@ -249,7 +249,7 @@ def test_the_page_shows_both_pictures_with_their_tables(arms, tmp_path):
     assert "Why some tokens are easier" in page
     for what in ("Where codes are used", "Codes in the plane"):
         for name in arms:
-            assert f'download="{what}: {name}.csv"' in page
+            assert f'download="{what} {name}.csv"' in page
             label = re.search(f'aria-label="({what}: {name}[^"]*)"', page).group(1)
             assert re.search(r"\d", unescape(label).removeprefix(f"{what}: {name}"))
 

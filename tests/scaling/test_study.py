@@ -129,7 +129,8 @@ def test_the_page_of_a_study_says_how_many_runs_have_not_finished(tmp_path):
     (tmp_path / "study.json").write_text(json.dumps(study))
     assert "have finished" not in write_report(tmp_path).read_text()
     study["runs"] += [
-        {"arm": "broken", "seed": seed, "status": "waiting", "reason": ""} for seed in (0, 1)
+        {"arm": "broken", "seed": seed, "digest": f"w{seed}", "status": "waiting", "reason": ""}
+        for seed in (0, 1)
     ]
     (tmp_path / "study.json").write_text(json.dumps(study))
     page = write_report(tmp_path).read_text()

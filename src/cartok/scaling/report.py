@@ -4,7 +4,6 @@ It reads ``summary.json``, ``study.json``, ``scores.json``, ``record.json`` and 
 computes is differences, means, counts and one sum.
 """
 
-import base64
 import itertools
 import json
 import shlex
@@ -30,6 +29,7 @@ from cartok.scaling.scores import (
     shared_of,
     warnings_of,
 )
+from cartok.scaling.sheets import demo_sheets, embedded, study_sheets
 from cartok.scaling.study import (
     COLUMNS,
     check_study,
@@ -50,19 +50,6 @@ TRIED = {
     "floor": "floor",
 }  # fmt: skip
 """Columns of a comparison of tokenizers, by score."""
-
-PICTURES = {
-    "Held-out pictures": {
-        "inputs": "as they went in",
-        "baseline-reconstructions": "baseline: through its tokens and back",
-        "causal-reconstructions": "causal: through its tokens and back",
-    },
-    "Samples": {
-        "baseline-samples": "baseline: drawn by its prior",
-        "causal-samples": "causal: drawn by its prior",
-    },
-}
-"""Files of a demo's ``pictures`` folder, by section, with what they show."""
 
 
 def write_report(folder: str | Path) -> Path:
@@ -130,7 +117,7 @@ def _demo_page(folder: Path, summary: dict[str, Any], records: dict[str, dict]) 
         groups=[*GROUPS, OTHERS],
         verdict=verdict_of(rows, about),
         gaming=gaming_sentence(rows),
-        pictures=_pictures(folder / "pictures"),
+        pictures=demo_sheets(folder / "pictures"),
         figures=demo_figures(rows, records),
         codes=demo_code_figures(summary),
         drawn=[*DRAWN],
@@ -165,6 +152,7 @@ def _study_page(path: Path) -> str:
         figures=study_figures(study),
         learning=learning_figures(study),
         why=why_of(study),
+        sheets=study_sheets(whole, path.parent / "pictures", prior),
         about=_trained_on(whole) | whole["provenance"] | _made_on(whole["runs"]),
         yardstick=study["config"].get("yardstick", {}),
     )  # fmt: skip
@@ -176,7 +164,7 @@ def _score_page(folder: Path) -> str:
     shared = shared_of(cells)
     counts = (shared.get("generated_count", "?"), shared.get("reference_count", "?"))
     sheets = [
-        (heading, words, _embedded(folder / "pictures" / f"{name}.png"))
+        (heading, words, embedded(folder / "pictures" / f"{name}.png"))
         for name, (heading, words) in SHEETS.items()
         if (folder / "pictures" / f"{name}.png").is_file()
     ]
@@ -200,7 +188,7 @@ def _trial_page(folder: Path) -> str:
     }  # fmt: skip
     pictures = {
         heading: [
-            (arm, _embedded(sheet))
+            (arm, embedded(sheet))
             for arm in arms
             if (sheet := folder / "pictures" / f"{arm}-{name}.png").is_file()
         ]
@@ -268,22 +256,6 @@ def _records(folder: Path) -> dict[str, dict[str, Any]]:
         name = path.parent.relative_to(folder).as_posix()
         found[folder.resolve().name if name == "." else name] = record
     return found
-
-
-def _pictures(folder: Path) -> dict[str, list[dict[str, str]]]:
-    """The pictures that are there, by section, as data addresses."""
-    return {
-        section: [
-            {"name": name, "caption": caption, "source": _embedded(folder / f"{name}.png")}
-            for name, caption in files.items()
-            if (folder / f"{name}.png").is_file()
-        ]
-        for section, files in PICTURES.items()
-    }
-
-
-def _embedded(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _without_folders(about: dict[str, Any], there: str = "") -> dict[str, Any]:

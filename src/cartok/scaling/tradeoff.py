@@ -248,7 +248,9 @@ def _first(fits: list[ArmFit]) -> str:
         draws = np.stack([law.drawn_scores(at)[:, 0] for law in laws.values()])
         share = float((np.argmin(draws, axis=0) == list(laws).index(name)).mean())
         words.append(f"at {shown(compute)} FLOPs {name} (in {share:.0%} of refits)")
-    return f"By its law of gFD the best of all is {words[0]}, and {words[1]}."
+    without = [fit.arm.name for fit in fits if fit.law is None]
+    of = f"all that have a law (not {', '.join(without)})" if without else "all"
+    return f"By its law of gFD the best of {of} is {words[0]}, and {words[1]}."
 
 
 def _by_difference(

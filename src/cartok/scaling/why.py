@@ -96,8 +96,8 @@ def _positions(
     lower = sum(value < 0 for value in change)
     first, second = (sum(part) / len(part) for part in (change[:half], change[half:]))
     note = (
-        f"nats, means over seeds; {arm} is lower at {lower} of {len(change)} positions, on average "
-        f"by {signed(first)} in the first half and {signed(second)} in the second"
+        f"nats, means over seeds; {arm} is lower at {lower} of {len(change)} positions; its mean "
+        f"differs by {signed(first)} in the first half and {signed(second)} in the second"
     )
     label = f"Prior loss at each position of {twin} and {arm}; {note}."
     ends: tuple[tuple[str, int, Number], ...] = tuple(
