@@ -64,7 +64,8 @@ class Crossing:
                 f"{high} FLOPs, all that both have seen ({self.sure_low:.0%} of refits agree at "
                 f"the low end, {self.sure_high:.0%} at the high one)."
             )
-        where = "" if self.is_seen else ", which is beyond what both have seen"
+        side = "below" if self.flops < self.within[0] else "above"
+        where = "" if self.is_seen else f", which is {side} what both have seen"
         twice = (
             f"; {self.share_twice:.0%} of refits cross twice" if self.share_twice >= 0.05 else ""
         )
