@@ -346,9 +346,9 @@ def test_an_interrupted_study_says_what_is_recorded_and_how_it_goes_on(
     assert main(["study", "run", "demo", "--out", str(tmp_path / "new")]) == 130
     assert one_line(capsys).endswith("no run is recorded, and the same command goes on")
     runs = [
-        {"arm": "one", "seed": seed, "digest": str(seed), "status": status, "reason": ""}
+        {"arm": "one", "seed": seed, "digest": str(seed), "status": status, "scores": {}}
         for seed, status in enumerate(("finished", "waiting"))
     ]
-    (tmp_path / "study.json").write_text(json.dumps({"name": "demo", "runs": runs}))
+    (tmp_path / "study.json").write_text(json.dumps({"name": "demo", "config": {}, "runs": runs}))
     assert main(["study", "run", "demo", "--out", str(tmp_path)]) == 130
     assert "1 of 2 runs are recorded" in one_line(capsys)

@@ -7,8 +7,8 @@ from cartok.recipes.yardstick import Yardstick
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"samples": 100}, "512 pictures or more, but one has 100"),
-        ({"held": 511}, "but one has 511"),
+        ({"samples": 100}, "512 pictures or more, but samples is 100"),
+        ({"held": 511}, "but held is 511"),
         ({"guidances": ()}, "at least one"),
         ({"guidances": (1.5, 0.0)}, "above 0"),
         ({"guidances": (2.0, 2.0)}, "tried once"),
