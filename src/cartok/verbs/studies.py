@@ -121,6 +121,7 @@ def _go(config: Any, chosen: Launching) -> int:
     from cartok.lab.study import StudyLaunch, refuse_folder, run_study
     from cartok.recipes.arms import adapted
     from cartok.scaling.claim import claims_lines, claims_of, pairs_of
+    from cartok.scaling.grid import grid_of
     from cartok.scaling.grid_lines import grid_lines
     from cartok.scaling.numbers import aligned
     from cartok.scaling.study_file import read_study
@@ -153,8 +154,10 @@ def _go(config: Any, chosen: Launching) -> int:
     if claims := claims_of(study) + pairs_of(study):
         print(f"{aligned(claims_lines(claims), left=4)}\n")
     print(out / "study.json")
-    plan = f"; cartok plan {out} --budget 1e15flop" if config.apart else ""
-    print(f"its page: cartok report {out}{plan}")
+    print(f"its page: cartok report {out}")
+    costs = [point.flops for arm in grid_of(study) for point in arm.points]
+    if config.apart and costs:
+        print(f"what to train: cartok plan {out} --budget {max(costs):.2g}flop")
     return 0 if any(arm.finished for arm in means) else 1
 
 
