@@ -182,6 +182,20 @@ def test_more_compute_is_never_answered_with_something_worse(grid_study):
     assert scores == sorted(scores, reverse=True)
 
 
+def test_a_frontier_that_ends_before_the_costliest_run_still_takes_part(grid_study):
+    """Two sizes near each other have no joint form, and the law is of the runs on the frontier."""
+    arms = {"near": (64, TOKENS, 3.5, at(SMALL)), "far": (64, 4 * TOKENS, 3.5, at(LARGE))}
+    study = grid_study(arms, sizes={"5x256": 5_000_000, "6x256": SIZE})
+    for run in study["runs"]:
+        if run["arm"] == "near@6x256-8000":
+            run["scores"]["gfd"]["value"] *= 3
+    most = max(fits_of(study, "gfd")[0].law.compute_seen)
+    near = next(arm for arm in plan_under(study, "4.9e16flop").arms if arm.arm == "near")
+    assert most < 4.9e15
+    assert (near.refused, near.is_less) == ("", True)
+    assert near.flops == pytest.approx(10 * most)
+
+
 def test_a_refusal_names_the_most_and_the_least_that_can_be_asked(crossed):
     for budget, word in (("1e19flop", "at most"), ("1e11flop", "at least")):
         with pytest.raises(UserError, match=word) as refused:

@@ -28,7 +28,7 @@ class Cost:
 
 
 def plan_of(study: StudyConfig, out: Path, arms: tuple[str, ...] = ()) -> str:
-    """A table of the runs, in the order in which they are dealt out, and of their sum.
+    """A table of the runs, one seed after the other, with the sums of all and of those left.
 
     Raises:
         UserError: the study has no arm of a name.

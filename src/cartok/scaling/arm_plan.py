@@ -122,7 +122,8 @@ def flops_asked(points: list[Point], terms: Terms) -> tuple[float, Point | None,
 
 def most_borne(fit: ArmFit, one: Point) -> float:
     """The most FLOPs of one size that its law is asked for."""
-    most = max(point.flops for point in fit.points)
+    assert fit.law is not None, "was looked at"
+    most = fit.law.compute_seen[1]  # of runs on a frontier, which may end before the costliest
     if fit.joint is not None:
         longest = max(point.pictures for point in fit.points)
         most = min(most, FLOPS_PER_TOKEN * one.tokens * one.counted * longest)
