@@ -42,7 +42,9 @@ def test_a_claims_first_seed_is_not_0(pictures):
 def test_the_page_holds_them_and_does_without_where_there_are_none(grid_study, tmp_path, pictures):
     study = grid_study({"one": (64, 64, 1.5, lambda flops, n, d: 5 + (flops / 1e12) ** -0.3)})
     (tmp_path / "study.json").write_text(json.dumps(study))
-    assert "Samples of the costliest prior, 6x256-8000" in write_report(tmp_path).read_text()
+    page = write_report(tmp_path).read_text()
+    assert "Samples of the costliest prior, 6x256-8000" in page
+    assert '<div class="sheet"><img src="data:image/png;base64,' in page  # else larger ones overlap
     for path in pictures.iterdir():
         path.unlink()
     assert "Samples of the costliest" not in write_report(tmp_path).read_text()
