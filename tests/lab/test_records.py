@@ -67,6 +67,17 @@ def test_a_study_goes_on_without_a_record_that_is_damaged_and_deleted(content, t
     assert trainings == ["lambda-0-s0", "lambda-1-s0", "lambda-1-s0"]
 
 
+def test_a_number_of_seeds_that_is_damaged_costs_no_time(tmp_path):
+    study = small_study(0)
+    (run,) = runs_of(study)
+    record = new_record(run, "finished", scores={"gfd": score(1.0)})
+    plain = dict_of(study) | {"seeds": 10**12}
+    stored = {"name": "small", "config": plain, "runs": [record], "earlier": []}
+    (tmp_path / "study.json").write_text(json.dumps(stored))
+    assert "finished" in why_none_counts(small_study(7), tmp_path)
+    assert write_summary(study, tmp_path)["runs"][0]["status"] == "finished"
+
+
 JSON = st.none() | st.integers() | st.text(max_size=3) | st.lists(st.none(), max_size=1)
 
 

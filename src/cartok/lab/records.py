@@ -220,9 +220,13 @@ def _as_read_today(study: dict[str, Any]) -> list[dict[str, Any]]:
     """
     runs = study.get("runs", [])
     try:
-        asked = runs_of(config_of(StudyConfig, study.get("config", {})))
+        config = config_of(StudyConfig, study.get("config", {}))
     except ConfigError:  # of a version that had other fields
         return runs
+    alone = len(config.priors) if config.apart else 1
+    if len(config.arms) * alone * config.seeds != len(runs):  # damaged: its seeds may be endless
+        return runs
+    asked = runs_of(config)
     today = {(run.arm, run.seed): run.digest for run in asked}
     return [run | {"digest": today.get((run["arm"], run["seed"]), run["digest"])} for run in runs]
 
